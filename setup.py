@@ -1,0 +1,47 @@
+"""Packaging of vilau_jax. `pip install -e .[quickstart,test]` is all a newcomer needs."""
+
+import pathlib
+
+import setuptools
+
+EXTRAS = {
+  "quickstart": ["easy-vqa>=1.0"],
+  "parity": ["torch>=2.5", "transformers>=4.50"],
+  "test": ["pytest>=8", "hypothesis>=6", "safetensors>=0.5", "ruff>=0.8", "easy-vqa>=1.0"],
+}
+EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
+
+setuptools.setup(
+  name="vilau_jax",
+  version="0.1.0",
+  description="VILA-U in JAX and Flax: one autoregressive model for text, images and video",
+  long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["vilau_jax", "vilau_jax.*"]),
+  package_data={"vilau_jax": ["data/assets/*"]},
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "av>=14",
+    "chex>=0.1.90",
+    "etils[epath]>=1.12",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12,<1",
+    "pillow>=11",
+    "protobuf>=5",
+    "rich>=13",
+    "sentencepiece>=0.2.1",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.9",
+  ],
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["vilau = vilau_jax.cli.main:main"]},
+)

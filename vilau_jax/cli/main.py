@@ -1,0 +1,87 @@
+"""The `vilau` command: finds the command, parses its flags, turns bad input into exit code 2.
+
+Exit codes: 0 done, 1 failed or partial, 2 bad input, 130 interrupted.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+from absl import flags
+
+# command -> (module with `main(argv) -> int`, one line for `vilau --help`). Flags are defined by the module.
+COMMANDS = {
+  "train": ("vilau_jax.cli.train", "train any stage: --config=configs/X.py --workdir=DIR"),
+  "data import": ("vilau_jax.cli.data_import", "raw data set -> records: FORMAT --source --output"),
+  "data inspect": ("vilau_jax.cli.data_inspect", "counts, sizes and a contact sheet of records"),
+  "tokenize": ("vilau_jax.cli.tokenize", "add a tower's codes to records"),
+  "generate": ("vilau_jax.cli.generate", "draw or animate: image|video --model --prompt --output"),
+  "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
+  "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
+  "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
+  "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
+}
+
+USAGE = """vilau: one model that reads, writes, draws and animates.
+
+  vilau COMMAND [--flags]      vilau COMMAND --help explains each command
+
+{commands}
+
+Start here: bash launch/quickstart.sh trains a small model on this machine."""
+
+
+def usage() -> str:
+  width = max(map(len, COMMANDS))
+  return USAGE.format(
+    commands="\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+  )
+
+
+def find(argv: list[str]) -> tuple[str, list[str]]:
+  """Splits argv into the command's name and what follows it.
+
+  Raises:
+    ValueError: if no known command is named; suggests the nearest one.
+  """
+  for size in (2, 1):
+    name = " ".join(argv[:size])
+    if len(argv) >= size and name in COMMANDS:
+      return name, argv[size:]
+  typed = " ".join(argv[:2]) if argv[:1] == ["data"] else argv[0]
+  near = difflib.get_close_matches(typed, COMMANDS, n=1)
+  hint = f" (did you mean {near[0]!r}?)" if near else ""
+  raise ValueError(f"unknown command {typed!r}{hint}\n\n{usage()}")
+
+
+def run(argv: list[str]) -> int:
+  """Runs one command line without the program's name; returns the exit code."""
+  if not argv or argv[0] in ("help", "--help", "-h", "--helpfull"):
+    print(usage())
+    return 0 if argv else 2
+  try:
+    name, rest = find(argv)
+    module = importlib.import_module(COMMANDS[name][0])
+    if any(a in ("--help", "-h", "-help") for a in rest):
+      print(f"vilau {name}: {module.__doc__}\n\nflags:")
+      print(flags.FLAGS.module_help(module))
+      return 0
+    left = flags.FLAGS([f"vilau {name}", *rest])
+    return module.main(left[1:]) or 0
+  except (ValueError, FileNotFoundError, FileExistsError, flags.Error) as error:
+    if os.environ.get("VILAU_TRACEBACK"):
+      raise
+    print(f"vilau: error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\nvilau: interrupted; what was finished is kept", file=sys.stderr)
+    return 130
+
+
+def main() -> None:
+  sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+  main()

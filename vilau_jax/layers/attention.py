@@ -1,0 +1,83 @@
+"""Attention: the one function that computes it, the masks it takes, and biased multi-head
+attention.
+
+Axis letters: B batch, L queries, M keys, D width, H heads, K kv heads, C head dim.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vilau_jax import sharding
+from vilau_jax.layers.dense import HeadsIn, HeadsOut
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """Scaled dot-product attention with grouped key/value heads; softmax in float32.
+
+  Args:
+    q: [B, L, H, C].
+    k: [B, M, K, C]; query head h reads kv head h // (H / K).
+    v: [B, M, K, C].
+    mask: bool, broadcastable to [B, L, M]; True = may attend. None attends everywhere.
+
+  Returns:
+    [B, L, H, C] in q's dtype. A query that may attend nowhere gets the mean of v, never NaN.
+  """
+  b, l, h, c = q.shape
+  kv = k.shape[2]
+  q = q.reshape(b, l, kv, h // kv, c) * (c**-0.5)
+  scores = jnp.einsum("blkgc,bmkc->bkglm", q, k, preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkglm,bmkc->blkgc", weights, v).reshape(b, l, h, c)
+
+
+def causal_mask(segment_ids: jax.Array) -> jax.Array:
+  """Causal attention within segments: int32 [B, L] -> bool [B, L, L]."""
+  length = segment_ids.shape[1]
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  return same & jnp.tril(jnp.ones((length, length), bool))
+
+
+class MultiHeadAttention(nn.Module):
+  """Biased multi-head attention, as in SigLIP, its pooling head and the depth transformer."""
+
+  heads: int
+  dtype: jnp.dtype = jnp.float32
+  init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    context: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    index: jax.Array | int | None = None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """Attends from x to context (or to x itself).
+
+    Args:
+      x: [B, L, D].
+      context: [B, M, D], or None for self-attention.
+      mask: bool, broadcastable to [B, L, M].
+      cache: keys and values [B, M, H, C] of earlier positions; x is written at `index`.
+      index: where x's L positions go in the cache.
+
+    Returns:
+      [B, L, D] and the updated cache (None without one).
+    """
+    width = x.shape[-1]
+    context = x if context is None else context
+    project = dict(heads=self.heads, head_dim=width // self.heads, dtype=self.dtype, init=self.init)
+    q = HeadsIn(name="query", **project)(x)
+    k = HeadsIn(name="key", **project)(context)
+    v = HeadsIn(name="value", **project)(context)
+    if cache is not None:
+      k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, 1)
+      v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, 1)
+      cache = (k, v)
+    y = sharding.constrain(attend(q, k, v, mask), "batch", "length", "act_heads", None)
+    return HeadsOut(width, dtype=self.dtype, init=self.init, name="out")(y), cache

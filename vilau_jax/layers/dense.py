@@ -1,0 +1,85 @@
+"""Dense and embedding layers whose parameters carry logical axis names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vilau_jax import sharding
+
+LECUN = nn.initializers.lecun_normal()
+
+
+def dense(
+  features: int,
+  axes: tuple[str, str],
+  name: str,
+  *,
+  dtype: jnp.dtype,
+  bias: bool = True,
+  init: nn.initializers.Initializer = LECUN,
+) -> nn.Dense:
+  """Projection with kernel [in, out]; parameters float32, compute in `dtype`."""
+  return nn.Dense(
+    features,
+    use_bias=bias,
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    kernel_init=sharding.boxed(init, *axes),
+    bias_init=sharding.boxed(nn.initializers.zeros, axes[1]),
+    name=name,
+  )
+
+
+class HeadsIn(nn.Module):
+  """Projection [..., D] -> [..., H, C] with kernel [D, H, C] (q, k or v)."""
+
+  heads: int
+  head_dim: int
+  axis: str = "heads"
+  bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: nn.initializers.Initializer = LECUN
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width = x.shape[-1]
+
+    def init(key, shape, dtype):  # fan-in is D, whatever the head split
+      return self.init(key, (width, self.heads * self.head_dim), dtype).reshape(shape)
+
+    kernel = self.param(
+      "kernel",
+      sharding.boxed(init, "embed", self.axis, "head_dim"),
+      (width, self.heads, self.head_dim),
+    )
+    y = jnp.einsum("...d,dhc->...hc", x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.bias:
+      zeros = sharding.boxed(nn.initializers.zeros, self.axis, "head_dim")
+      y = y + self.param("bias", zeros, (self.heads, self.head_dim)).astype(self.dtype)
+    return y
+
+
+class HeadsOut(nn.Module):
+  """Projection [..., H, C] -> [..., D] with kernel [H, C, D] (attention output)."""
+
+  width: int
+  bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: nn.initializers.Initializer = LECUN
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    heads, head_dim = x.shape[-2:]
+
+    def init(key, shape, dtype):
+      return self.init(key, (heads * head_dim, self.width), dtype).reshape(shape)
+
+    kernel = self.param(
+      "kernel", sharding.boxed(init, "heads", "head_dim", "embed"), (heads, head_dim, self.width)
+    )
+    y = jnp.einsum("...hc,hcd->...d", x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.bias:
+      y = y + self.param(
+        "bias", sharding.boxed(nn.initializers.zeros, "norm"), (self.width,)
+      ).astype(self.dtype)
+    return y

@@ -1,0 +1,71 @@
+"""Stacks of equal blocks: scanned with stacked parameters for training, unrolled with a cache for
+decoding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+LAYERS = "layers"
+
+
+def _checkpointed(remat: str) -> Callable:
+  if remat == "none":
+    return lambda block: block
+  policy = getattr(jax.checkpoint_policies, remat, None)
+  if policy is None:
+    raise ValueError(f"remat must be 'none' or a member of jax.checkpoint_policies, got {remat!r}")
+  return lambda block: nn.remat(block, prevent_cse=False, policy=policy)
+
+
+def scan_blocks(
+  block: type[nn.Module],
+  fields: dict[str, Any],
+  length: int,
+  x: jax.Array,
+  *args: Any,
+  remat: str = "none",
+) -> jax.Array:
+  """Runs `length` blocks with parameters stacked on a leading axis, under the name "layers".
+
+  Call it inside a compact method. A block maps (x, *args) to (x, cache); the cache is dropped here.
+  """
+  layer = _checkpointed(remat)(block)(name=LAYERS, **fields)
+  run = nn.scan(
+    lambda m, carry, _: (m(carry, *args)[0], None),
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    length=length,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return run(layer, x, None)[0]
+
+
+def unroll_blocks(
+  block: type[nn.Module],
+  fields: dict[str, Any],
+  x: jax.Array,
+  *args: Any,
+  caches: list[Any],
+  **kwargs: Any,
+) -> tuple[jax.Array, list[Any]]:
+  """Runs one block a cache with separate parameters "layers_0", "layers_1", ...
+
+  Decoding reads every weight once a position; a slice of a stacked weight would be copied first,
+  and a scanned cache would be copied whole. See `unstack`.
+  """
+  updated = []
+  for i, cache in enumerate(caches):
+    x, cache = block(name=f"{LAYERS}_{i}", **fields)(x, *args, cache=cache, **kwargs)
+    updated.append(cache)
+  return x, updated
+
+
+def unstack(params: dict[str, Any]) -> dict[str, Any]:
+  """{"layers": stacked, ...} -> {"layers_0": ..., "layers_1": ..., ...}; other entries are kept."""
+  rest = {k: v for k, v in params.items() if k != LAYERS}
+  depth = jax.tree.leaves(params[LAYERS])[0].shape[0]
+  return rest | {
+    f"{LAYERS}_{i}": jax.tree.map(lambda a, i=i: a[i], params[LAYERS]) for i in range(depth)
+  }

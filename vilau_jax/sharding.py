@@ -1,0 +1,159 @@
+"""Mesh, THE table of logical axis names, and the shardings derived from them.
+
+Every parameter and every key activation names its axes; this one table maps names to mesh axes, and
+the mesh sizes choose the strategy: a size of 1 turns an axis off. There is no second mechanism.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+# Logical axis -> mesh axes. `None` is replicated by policy, not by omission: an unknown name is an
+# error.
+RULES: dict[str, tuple[str, ...] | str | None] = {
+  # activations
+  "batch": ("data", "fsdp"),
+  "length": "context",
+  "act_embed": None,
+  "act_heads": "tensor",
+  "act_mlp": "tensor",
+  "act_vocab": "tensor",
+  "height": None,
+  "width": None,
+  "channels": None,
+  # parameters
+  "layers": None,
+  "vocab": "tensor",
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "norm": None,
+  "position": None,
+  "depth": None,
+  "entries": "tensor",
+  "code": "fsdp",
+  "kernel": None,
+  "conv_in": "fsdp",
+  "conv_out": "tensor",
+  "image_channels": None,
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+  """Builds the device mesh; one size may be -1 and takes what the others leave.
+
+  Raises:
+    ValueError: if the sizes do not multiply to the number of devices.
+  """
+  sizes = [data, fsdp, tensor, context]
+  shape = dict(zip(MESH_AXES, sizes))
+  count = jax.device_count()
+  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+    raise ValueError(f"mesh {shape}: sizes are positive, and at most one may be -1")
+  if -1 in sizes:
+    rest = -math.prod(sizes)
+    if count % rest:
+      raise ValueError(f"mesh {shape}: {count} devices cannot be divided by {rest}")
+    sizes[sizes.index(-1)] = count // rest
+  if math.prod(sizes) != count:
+    raise ValueError(f"mesh {shape} needs {math.prod(sizes)} devices, this job has {count}")
+  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _check(names: tuple[str | None, ...], ndim: int) -> None:
+  unknown = [n for n in names if n is not None and n not in RULES]
+  if unknown or len(names) != ndim:
+    raise ValueError(
+      f"axis names {names} do not fit an array of rank {ndim}; known names: {sorted(RULES)}"
+    )
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """The partition spec of an array with these logical axes."""
+  _check(names, len(names))
+  return PartitionSpec(*(None if n is None else RULES[n] for n in names))
+
+
+def boxed(init: Callable[..., jax.Array], *names: str | None) -> Callable[..., Any]:
+  """Wraps an initializer so that its parameter remembers its logical axes."""
+  inner = nn.with_logical_partitioning(init, names)
+
+  def wrapped(key, shape, dtype=jnp.float32):
+    _check(names, len(shape))
+    return inner(key, shape, dtype)
+
+  return wrapped
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Pins activation `x` to its logical axes; the identity where no mesh is set.
+
+  An axis that does not divide stays unconstrained: activations have data-dependent sizes (one
+  prompt, a last partial batch), and leaving them to the partitioner changes speed, never a result.
+  Parameters are strict.
+  """
+  _check(names, x.ndim)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  axes = [
+    None if n is None or x.shape[i] % _ways(RULES[n], mesh.shape) else RULES[n]
+    for i, n in enumerate(names)
+  ]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def _ways(axes: tuple[str, ...] | str | None, shape) -> int:
+  if axes is None:
+    return 1
+  return math.prod(shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+
+def state_shardings(boxed_tree: Any, mesh: Mesh) -> Any:
+  """Shardings of a boxed (abstract) tree: parameters, optimizer moments, collections.
+
+  Leaves without a box (step counters, scalars) are replicated.
+
+  Raises:
+    ValueError: if a mesh axis does not divide a parameter; names the parameter, the size and the
+      largest mesh-axis size that would.
+  """
+
+  def one(path, leaf):
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    for size, name in zip(leaf.value.shape, leaf.names):
+      ways = _ways(None if name is None else RULES[name], mesh.shape)
+      if size % ways:
+        legal = max(w for w in range(1, ways + 1) if size % w == 0)
+        raise ValueError(
+          f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has {size} along "
+          f"'{name}', which mesh axes {RULES[name]} of size {ways} do not divide; "
+          f"the largest legal size is {legal}"
+        )
+    return NamedSharding(mesh, spec(*leaf.names))
+
+  return jax.tree_util.tree_map_with_path(
+    one, boxed_tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+  )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over data and fsdp, everything else whole."""
+  return NamedSharding(mesh, spec("batch"))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Turns this process's rows into arrays sharded over the whole mesh."""
+  sharding = batch_sharding(mesh)
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
