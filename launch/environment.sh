@@ -1,0 +1,34 @@
+# Sourced by the scripts of this folder: makes .venv in the checkout and installs vilau_jax with the
+# extras named in $1. Sets $PYTHON. Installs again only when setup.py or the extras change.
+
+find_python() {
+  local name
+  for name in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
+    [ -n "$name" ] || continue
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "vilau_jax needs Python 3.11 or newer; none was found (set PYTHON=/path/to/python)." >&2
+  return 1
+}
+
+prepare_environment() {
+  local extras=$1 base stamp
+  base=$(find_python)
+  if [ ! -x .venv/bin/python ]; then
+    echo "== making .venv with $("$base" --version)"
+    "$base" -m venv .venv || {
+      echo "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
+      return 1
+    }
+  fi
+  PYTHON=$PWD/.venv/bin/python
+  stamp=.venv/installed-$extras
+  if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
+    echo "== installing vilau_jax[$extras] into .venv (a few minutes the first time)"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+    touch "$stamp"
+  fi
+}
