@@ -1,0 +1,51 @@
+"""The command line as a user meets it: real processes, exit codes, messages."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vilau_jax.cli import main
+
+
+def vilau(*args: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", "vilau_jax.cli.main", *args], capture_output=True, text=True
+  )
+
+
+def test_help_lists_every_command():
+  result = vilau("--help")
+  assert result.returncode == 0
+  assert all(name in result.stdout for name in main.COMMANDS)
+
+
+@pytest.mark.parametrize("argv, hint", [(["trian"], "train"), (["data", "imprt"], "data import")])
+def test_unknown_command_suggests_the_nearest(argv, hint, capsys):
+  assert main.run(argv) == 2
+  assert f"did you mean '{hint}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
+def test_every_command_has_help_that_teaches(name):
+  result = vilau(*name.split(), "--help")
+  assert result.returncode == 0, result.stderr
+  assert f"vilau {name}" in result.stdout and "--" in result.stdout
+  assert len(result.stdout) > 200
+
+
+def test_unknown_flag_is_bad_input():
+  result = vilau("describe", "--prest=tiny")
+  assert result.returncode == 2
+  assert "prest" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_importing_the_package_is_cheap_and_quiet():
+  code = (
+    "import sys, time; t = time.time(); import vilau_jax; "
+    "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules), 'heavy import'; "
+    "print(time.time() - t)"
+  )
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert float(result.stdout) < 1.5
