@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-# command -> (module with `main(argv) -> int`, one line for `vilau --help`). Flags are defined by the module.
+# command -> (module, one line for `vilau --help`). The module defines flags and `main(argv) -> int`.
 COMMANDS = {
   "train": ("vilau_jax.cli.train", "train any stage: --config=configs/X.py --workdir=DIR"),
   "data import": ("vilau_jax.cli.data_import", "raw data set -> records: FORMAT --source --output"),
