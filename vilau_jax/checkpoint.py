@@ -1,0 +1,289 @@
+"""Everything that is written to and read from disk as weights; the only file that imports orbax.
+
+A model directory holds config.json, params/ (all variables) and the tokenizers. A training workdir
+holds config.json, checkpoints/STEP/{params,opt,collections,config}, which is what is trained, and
+frozen/, which is written once. `load_model` reads both.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from vilau_jax.config import VilaUConfig
+
+FORMAT_VERSION = 1
+TOKENIZER, TOWER_TOKENIZER = "tokenizer.model", "tower_tokenizer.model"
+# Top-level entries of a training state that are not part of a model.
+_TRAINING_ONLY = ("discriminator",)
+_Path = epath.PathLike
+Flat = dict[tuple[str, ...], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """What a model directory or a workdir holds; `variables` are numpy arrays, not yet on a device."""
+
+  config: VilaUConfig
+  variables: dict[str, Any]
+  tokenizer_path: str | None
+  tower_tokenizer_path: str | None
+  path: str
+
+
+def save_model(
+  path: _Path,
+  config: VilaUConfig,
+  variables: Mapping[str, Any],
+  tokenizer: _Path | None = None,
+  tower_tokenizer: _Path | None = None,
+) -> None:
+  """Writes a model directory; config.json comes last, so a directory that has it is complete.
+
+  Raises:
+    FileExistsError: if `path` already holds a model or a workdir.
+  """
+  path = epath.Path(path)
+  if (path / "config.json").exists():
+    raise FileExistsError(f"{path} already holds a model; choose another directory or remove it")
+  path.mkdir(parents=True, exist_ok=True)
+  _write_tree(path / "params", dict(variables))
+  copy_tokenizers(path, tokenizer, tower_tokenizer)
+  write_json(path / "config.json", {"format_version": FORMAT_VERSION, "model": config.to_dict()})
+
+
+def load_model(path: _Path) -> LoadedModel:
+  """Reads a model directory, or a training workdir at its newest checkpoint.
+
+  Where training kept an average of the weights, the average is what is loaded.
+
+  Raises:
+    FileNotFoundError: if there is no model at `path`.
+    ValueError: if it was written by a newer format.
+  """
+  path = epath.Path(path)
+  stored = read_config(path)
+  found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
+  tokenizers = [str(file) if file.exists() else None for file in found.values()]
+  variables = traverse_util.unflatten_dict(_read(_index(path)))
+  config = VilaUConfig.from_dict(stored["model"])
+  return LoadedModel(config, variables, *tokenizers, str(path))
+
+
+def load_variables(path: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads the part of a model that `abstract` names, placed as its shardings say.
+
+  Args:
+    path: model directory or workdir.
+    abstract: tree of jax.ShapeDtypeStruct, a subset of the model's variables.
+
+  Raises:
+    ValueError: listing what `path` lacks or holds in another shape.
+  """
+  want = traverse_util.flatten_dict(dict(abstract))
+  index = _index(epath.Path(path))
+  wrong = []
+  for key, leaf in want.items():
+    if key not in index:
+      wrong.append(f"{'/'.join(key)}: missing")
+    elif tuple(index[key][2].shape) != tuple(leaf.shape):
+      wrong.append(f"{'/'.join(key)}: {tuple(index[key][2].shape)} there, {leaf.shape} wanted")
+  if wrong:
+    more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+    raise ValueError(f"{path} does not fit this model:\n  " + "\n  ".join(wrong[:20]) + more)
+  return traverse_util.unflatten_dict(_read({k: index[k] for k in want}, want))
+
+
+def components(path: _Path) -> set[str]:
+  """Components of the model stored at `path`: "tower", "llm", "projector", "depth", ..."""
+  return {key[1] for key in _index(epath.Path(path)) if key[0] == "params"}
+
+
+def read_config(path: _Path) -> dict[str, Any]:
+  """config.json of a model directory or a workdir, format version checked."""
+  file = epath.Path(path) / "config.json"
+  if not file.exists():
+    raise FileNotFoundError(f"{path} is neither a model directory nor a workdir: no config.json")
+  stored = json.loads(file.read_text())
+  version = stored.get("format_version")
+  if version != FORMAT_VERSION:
+    raise ValueError(f"{file}: format_version {version!r}, this release reads {FORMAT_VERSION}")
+  return stored
+
+
+def write_json(path: _Path, value: Any) -> None:
+  """Writes JSON under a temporary name first, so that readers never see half a file."""
+  if jax.process_index():
+    return
+  path = epath.Path(path)
+  partial = path.parent / f"{path.name}.partial"
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  partial.replace(path)
+
+
+def copy_tokenizers(path: _Path, tokenizer: _Path | None, tower_tokenizer: _Path | None) -> None:
+  """Puts the tokenizer files that exist into a model directory or workdir."""
+  if jax.process_index():
+    return
+  for source, name in ((tokenizer, TOKENIZER), (tower_tokenizer, TOWER_TOKENIZER)):
+    if source and epath.Path(source) != epath.Path(path) / name:
+      (epath.Path(path) / name).write_bytes(epath.Path(source).read_bytes())
+
+
+def tower_id(variables: Mapping[str, Any]) -> str:
+  """16 hex digits that name the function image -> codes of a model.
+
+  It covers the weights up to the quantiser and the codebook; records carry it beside their codes,
+  and training refuses codes of another tower.
+
+  Raises:
+    ValueError: if there is no tower.
+  """
+  tower = variables["params"].get("tower")
+  if tower is None:
+    raise ValueError("this model has no tower, so it cannot make codes")
+  vision = tower.get("vision", {})
+  decisive = {k: vision[k] for k in ("embed", "layers") if k in vision}
+  decisive |= {k: tower[k] for k in ("encoder", "quant") if k in tower}
+  decisive["codebook"] = variables["quantizer"]["codebook"]
+  digest = hashlib.sha256()
+  for key, leaf in sorted(traverse_util.flatten_dict(decisive).items()):
+    whole = getattr(leaf, "is_fully_addressable", True)
+    value = np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
+    digest.update(f"{'/'.join(key)} {value.dtype} {value.shape}\n".encode())
+    digest.update(np.ascontiguousarray(value).tobytes())
+  return digest.hexdigest()[:16]
+
+
+class TrainingCheckpoints:
+  """The checkpoints of a workdir: state goes in and out, old ones are dropped by policy."""
+
+  def __init__(self, workdir: _Path, *, every: int, keep: int, keep_every: int = 0):
+    """Opens workdir/checkpoints.
+
+    Args:
+      workdir: the run's directory.
+      every: steps between checkpoints.
+      keep: newest ones kept.
+      keep_every: besides, those whose step is a multiple of it stay; 0 = none.
+    """
+    policies = ocp.checkpoint_managers
+    kept = [policies.LatestN(keep)]
+    if keep_every:
+      kept.append(policies.EveryNSteps(keep_every))
+    self._manager = ocp.CheckpointManager(
+      epath.Path(workdir) / "checkpoints",
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=policies.FixedIntervalPolicy(every),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, config: dict[str, Any], *, force: bool = False) -> None:
+    """Saves `state` (fields params, opt, collections) if it is time to, or if `force` says so."""
+    if step == self.latest() or not (force or self._manager.should_save(step)):
+      return
+    items = {
+      name: ocp.args.StandardSave(getattr(state, name))
+      for name in ("params", "opt", "collections")
+      if jax.tree.leaves(getattr(state, name))
+    }
+    config = ocp.args.JsonSave(config)
+    self._manager.save(step, args=ocp.args.Composite(config=config, **items), force=force)
+
+  def restore(self, step: int, abstract: Any) -> Any:
+    """State of `step`, placed as the shardings of `abstract` (a state of ShapeDtypeStructs) say."""
+    items = {
+      name: ocp.args.StandardRestore(getattr(abstract, name))
+      for name in ("params", "opt", "collections")
+      if jax.tree.leaves(getattr(abstract, name))
+    }
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    return abstract.replace(
+      step=jax.device_put(np.int32(step), abstract.step.sharding),
+      **{name: restored[name] for name in items},
+    )
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def save_frozen(workdir: _Path, variables: Mapping[str, Any], identity: str | None) -> None:
+  """Writes what stands outside the trained state once; a complete copy is left alone."""
+  frozen = epath.Path(workdir) / "frozen"
+  if (frozen / "hash.json").exists():
+    return
+  _write_tree(frozen / "variables", dict(variables))
+  write_json(frozen / "hash.json", {"tower_id": identity})
+
+
+def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+
+
+def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:
+  """Variable -> (orbax directory, key in it, metadata) over all that is stored at `path`."""
+  path = path.absolute()
+  if (path / "params").exists():
+    return {key: (path / "params", key, leaf) for key, leaf in _metadata(path / "params").items()}
+  index = {}
+  if (path / "frozen" / "hash.json").exists():
+    where = path / "frozen" / "variables"
+    index |= {key: (where, key, leaf) for key, leaf in _metadata(where).items()}
+  steps = (
+    ocp.utils.checkpoint_steps(path / "checkpoints") if (path / "checkpoints").exists() else []
+  )
+  if not steps:
+    raise FileNotFoundError(f"{path} holds no weights: neither params/ nor a finished checkpoint")
+  step = path / "checkpoints" / str(max(steps))
+  for key, leaf in _metadata(step / "params").items():
+    if key[0] not in _TRAINING_ONLY:
+      index["params", *key] = (step / "params", key, leaf)
+  if (step / "collections").exists():
+    for key, leaf in _metadata(step / "collections").items():
+      if key[0] == "ema" and key[1] not in _TRAINING_ONLY:
+        index["params", *key[1:]] = (step / "collections", key, leaf)
+      elif key[0] not in ("ema", *_TRAINING_ONLY):
+        index[key] = (step / "collections", key, leaf)
+  return index
+
+
+def _metadata(directory: epath.Path) -> Flat:
+  with ocp.StandardCheckpointer() as reader:
+    return traverse_util.flatten_dict(reader.metadata(directory).item_metadata.tree)
+
+
+def _read(index: Mapping[tuple[str, ...], Any], placed: Flat | None = None) -> Flat:
+  """Reads the indexed leaves; as numpy, or as the ShapeDtypeStructs of `placed` say."""
+  flat = {}
+  for directory in dict.fromkeys(entry[0] for entry in index.values()):
+    here = {key: entry for key, entry in index.items() if entry[0] == directory}
+    item = {
+      entry[1]: placed[key] if placed else jax.ShapeDtypeStruct(entry[2].shape, entry[2].dtype)
+      for key, entry in here.items()
+    }
+    item = traverse_util.unflatten_dict(item)
+    if placed:
+      arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    else:
+      arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      restore = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+      restored = traverse_util.flatten_dict(reader.restore(directory, args=restore))
+    flat |= {key: restored[entry[1]] for key, entry in here.items()}
+  return flat
