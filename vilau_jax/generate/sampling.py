@@ -1,0 +1,203 @@
+"""From logits to one drawn index: guidance, temperature, top-k, top-p, in the reference's order.
+
+Which filters run is static (it shapes the compiled program); their values are traced, so another
+temperature never recompiles. Axis letters: B rows, E entries (codes or text ids).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Switches(NamedTuple):
+  """What a compiled program does; hashable, a static argument."""
+
+  guided: bool
+  greedy: bool
+  top_k: bool
+  top_p: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How to draw.
+
+  Attributes:
+    temperature: 0 takes the most likely entry and ignores top_k and top_p.
+    top_k: entries below the k-th largest logit are dropped, ties with it stay; None keeps all,
+      and a value above the number of entries is clipped to it.
+    top_p: of the sorted probabilities those stay whose predecessors sum to less than top_p.
+    cfg_scale: classifier-free guidance, unconditional + cfg_scale * (conditional - unconditional);
+      1 needs no unconditional rows.
+  """
+
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float = 1.0
+  cfg_scale: float = 1.0
+
+  def __post_init__(self):
+    if not (np.isfinite(self.temperature) and self.temperature >= 0):
+      raise ValueError(f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
+    if self.top_k is not None and self.top_k < 1:
+      raise ValueError(f"top_k must be at least 1, got {self.top_k}; None keeps every entry")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+    if not (np.isfinite(self.cfg_scale) and self.cfg_scale >= 0):
+      raise ValueError(f"cfg_scale must be at least 0 (1 is no guidance), got {self.cfg_scale}")
+
+  def switches(self, entries: int) -> Switches:
+    """The program these settings need over `entries` choices."""
+    greedy = self.temperature == 0
+    return Switches(
+      guided=self.cfg_scale != 1,
+      greedy=greedy,
+      top_k=not greedy and self.top_k is not None and self.top_k < entries,
+      top_p=not greedy and self.top_p < 1,
+    )
+
+  def values(self, entries: int) -> dict[str, np.ndarray]:
+    """The traced half of the settings."""
+    return {
+      "temperature": np.float32(self.temperature),
+      "top_k": np.int32(min(self.top_k or entries, entries)),
+      "top_p": np.float32(self.top_p),
+      "cfg_scale": np.float32(self.cfg_scale),
+    }
+
+
+def guide(logits: jax.Array, scale: jax.Array) -> jax.Array:
+  """[2n, E], conditional rows first, -> guided float32 [n, E]; before any filter."""
+  conditional, unconditional = jnp.split(logits.astype(jnp.float32), 2)
+  return unconditional + scale * (conditional - unconditional)
+
+
+def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
+  """Sets logits below the k-th largest of their row to -inf; ties with it stay.
+
+  Args:
+    logits: float32 [B, E].
+    k: 1..E.
+  """
+  order = _ordered_bits(logits)
+  info = jnp.iinfo(jnp.int32)
+
+  def halve(_, bounds):  # the largest threshold that k entries still reach
+    low, high = bounds
+    middle = _middle(low, high)
+    reached = jnp.sum(order >= middle[:, None], axis=-1) >= k
+    return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
+
+  start = jnp.full(logits.shape[:1], info.min), jnp.full(logits.shape[:1], info.max)
+  threshold, _ = jax.lax.fori_loop(0, 32, halve, start)
+  return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
+
+
+def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
+  """Nucleus filter: in descending order an entry stays if those before it sum to less than p.
+
+  Equal probabilities keep their order of index. Probabilities are those of `logits` as given, so
+  what top-k dropped (-inf) has none.
+
+  Args:
+    logits: float32 [B, E].
+    p: above 0, at most 1.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)
+  bits = jax.lax.bitcast_convert_type(probs, jnp.int32)  # probabilities are not negative
+
+  def above(threshold):  # mass strictly above a threshold
+    return jnp.sum(jnp.where(bits > threshold[:, None], probs, 0), axis=-1)
+
+  def halve(_, bounds):  # the smallest threshold with less than p above it
+    low, high = bounds
+    middle = (low + high) // 2
+    under = above(middle) < p
+    return jnp.where(under, low, middle + 1), jnp.where(under, middle, high)
+
+  one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
+  start = jnp.zeros_like(bits[:, 0]), jnp.full_like(bits[:, 0], one)
+  _, threshold = jax.lax.fori_loop(0, 30, halve, start)
+  tied = bits == threshold[:, None]
+  value = jax.lax.bitcast_convert_type(threshold, jnp.float32)
+  rank = jnp.cumsum(tied, axis=-1) - 1
+  room = above(threshold)[:, None] + rank * value[:, None] < p
+  return jnp.where((bits > threshold[:, None]) | (tied & room), logits, -jnp.inf)
+
+
+def filtered(logits: jax.Array, values: dict[str, jax.Array], switches: Switches) -> jax.Array:
+  """Temperature, then top-k on the logits, then top-p: float32 [B, E] -> [B, E].
+
+  softmax of the result is the distribution that is drawn from.
+  """
+  logits = logits.astype(jnp.float32) / values["temperature"]
+  if switches.top_k:
+    logits = keep_top_k(logits, values["top_k"])
+  if switches.top_p:
+    logits = keep_top_p(logits, values["top_p"])
+  return logits
+
+
+def draw(
+  logits: jax.Array, keys: jax.Array, values: dict[str, jax.Array], switches: Switches
+) -> tuple[jax.Array, jax.Array]:
+  """Draws one entry a row.
+
+  Args:
+    logits: [B, E]; with `switches.guided` [2B, E], conditional rows first.
+    keys: one key a row, [B].
+
+  Returns:
+    int32 [B], and bool [B]: whether the row's logits were finite.
+  """
+  if switches.guided:
+    logits = guide(logits, values["cfg_scale"])
+  finite = jnp.isfinite(logits).all(axis=-1)
+  if switches.greedy:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), finite
+  kept = filtered(logits, values, switches)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[1:], jnp.float32))(keys)
+  return jnp.argmax(kept + noise, axis=-1).astype(jnp.int32), finite
+
+
+def output_seeds(seed: int | list[int], count: int) -> list[int]:
+  """One seed an output: a scalar s gives output i the seed s + i.
+
+  Raises:
+    ValueError: for a list of another length, or a seed that is no integer in 0..2**32-1.
+  """
+  if isinstance(seed, int | np.integer):
+    seeds = [int(seed) + i for i in range(count)]
+  else:
+    seeds = [int(s) for s in seed]
+    if len(seeds) != count:
+      raise ValueError(f"{len(seeds)} seeds for {count} outputs; give one integer or one an output")
+  wrong = next((s for s in seeds if not 0 <= s < 2**32), None)
+  if wrong is not None:
+    raise ValueError(f"seeds are integers from 0 to 2**32 - 1, got {wrong}")
+  return seeds
+
+
+def output_keys(seeds: list[int]) -> jax.Array:
+  """Seeds -> keys [B]."""
+  return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+
+
+def fold(keys: jax.Array, numbers: jax.Array) -> jax.Array:
+  """fold_in by row: keys [B] and numbers int32 [B] (or one for all) -> keys [B]."""
+  numbers = jnp.broadcast_to(jnp.asarray(numbers), keys.shape)
+  return jax.vmap(jax.random.fold_in)(keys, numbers)
+
+
+def _ordered_bits(x: jax.Array) -> jax.Array:
+  """float32 -> int32 that sorts like it, so that a threshold is found by halving integers."""
+  bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0.0 turns -0 into 0
+  return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _middle(low: jax.Array, high: jax.Array) -> jax.Array:
+  """The mean rounded up, without overflow."""
+  return (low >> 1) + (high >> 1) + ((low | high) & 1)
