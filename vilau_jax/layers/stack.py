@@ -10,13 +10,17 @@ import jax
 LAYERS = "layers"
 
 
-def _checkpointed(remat: str) -> Callable:
+def checkpointed(remat: str, *, prevent_cse: bool = False) -> Callable:
+  """Wraps a module class in rematerialisation by policy name; "none" leaves it as it is.
+
+  Outside a scan `prevent_cse` must be True, or the compiler undoes it.
+  """
   if remat == "none":
     return lambda block: block
   policy = getattr(jax.checkpoint_policies, remat, None)
   if policy is None:
     raise ValueError(f"remat must be 'none' or a member of jax.checkpoint_policies, got {remat!r}")
-  return lambda block: nn.remat(block, prevent_cse=False, policy=policy)
+  return lambda block: nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 
 def scan_blocks(
@@ -31,7 +35,7 @@ def scan_blocks(
 
   Call it inside a compact method. A block maps (x, *args) to (x, cache); the cache is dropped here.
   """
-  layer = _checkpointed(remat)(block)(name=LAYERS, **fields)
+  layer = checkpointed(remat)(block)(name=LAYERS, **fields)
   run = nn.scan(
     lambda m, carry, _: (m(carry, *args)[0], None),
     variable_axes={"params": 0},

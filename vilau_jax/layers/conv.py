@@ -1,0 +1,134 @@
+"""Convolutional blocks of the RQ-VAE family, on NHWC maps [B, height, width, channels]."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vilau_jax import sharding
+from vilau_jax.layers.attention import attend
+from vilau_jax.layers.norm import GroupNorm
+
+
+def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
+  """Torch's default for convolutions and linear layers: U(-b, b) with b = 1 / sqrt(fan_in)."""
+  bound = 1 / math.sqrt(fan_in)
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class Conv(nn.Module):
+  """2-D convolution with kernel [size, size, in, out] and torch's default initialisation.
+
+  Attributes:
+    features: output channels.
+    size: kernel side.
+    stride: step along both axes.
+    padding: zeros (low, high) added along both axes.
+    axes: logical axes of the input and output channels.
+    init: of the kernel; None is torch's default.
+  """
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  padding: tuple[int, int] = (1, 1)
+  axes: tuple[str, str] = ("conv_in", "conv_out")
+  bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, height, width, in] -> [B, height', width', out]."""
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    default = fan_in_uniform(math.prod(shape[:3]))
+    kernel_init = sharding.boxed(self.init or default, "kernel", "kernel", *self.axes)
+    kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.size == self.stride == 1:
+      y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+    else:
+      y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(self.stride, self.stride),
+        padding=(self.padding, self.padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    if self.bias:
+      bias = self.param("bias", sharding.boxed(default, self.axes[1]), (self.features,))
+      y = y + bias.astype(self.dtype)
+    return sharding.constrain(y, "batch", "height", "width", "channels")
+
+
+def pointwise(features: int, name: str, dtype: jnp.dtype) -> Conv:
+  """1x1 convolution."""
+  return Conv(features, size=1, padding=(0, 0), dtype=dtype, name=name)
+
+
+class ResBlock(nn.Module):
+  """GN-SiLU-conv twice, plus the input (through a 1x1 convolution where channels change)."""
+
+  features: int
+  groups: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, height, width, in] -> [B, height, width, features]."""
+    y = nn.silu(GroupNorm(self.groups, name="norm1")(x))
+    y = Conv(self.features, dtype=self.dtype, name="conv1")(y)
+    y = nn.silu(GroupNorm(self.groups, name="norm2")(y))
+    y = Conv(self.features, dtype=self.dtype, name="conv2")(y)
+    if x.shape[-1] != self.features:
+      x = pointwise(self.features, "nin_shortcut", self.dtype)(x)
+    return x + y
+
+
+class AttnBlock(nn.Module):
+  """Single-head attention over all positions of the map, with its residual."""
+
+  groups: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, height, width, channels] -> the same shape."""
+    batch, height, width, channels = x.shape
+    y = GroupNorm(self.groups, name="norm")(x)
+    q, k, v = (
+      pointwise(channels, name, self.dtype)(y).reshape(batch, height * width, 1, channels)
+      for name in ("q", "k", "v")
+    )
+    y = attend(q, k, v).reshape(x.shape)
+    return x + pointwise(channels, "proj_out", self.dtype)(y)
+
+
+class Upsample(nn.Module):
+  """Nearest neighbour x2, then a 3x3 convolution."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, height, width, channels] -> [B, 2 height, 2 width, channels]."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    x = x.reshape(batch, 2 * height, 2 * width, channels)
+    return Conv(channels, dtype=self.dtype, name="conv")(x)
+
+
+class Downsample(nn.Module):
+  """3x3 convolution with stride 2 after one row and column of zeros at the bottom and the right."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, height, width, channels] -> [B, height // 2, width // 2, channels]."""
+    return Conv(x.shape[-1], stride=2, padding=(0, 1), dtype=self.dtype, name="conv")(x)
