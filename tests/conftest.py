@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,3 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
+
+# Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments.
+for room in ("models", "train"):
+  sys.path.insert(0, str(pathlib.Path(__file__).parent / room))

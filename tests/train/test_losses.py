@@ -1,0 +1,118 @@
+"""Losses against the reference's numbers, numpy, and their unchunked form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tower import arrays, assert_close
+
+from vilau_jax.train import losses
+
+
+def test_gan_losses_are_the_references():
+  golden = arrays("rqvae/gan_losses.npz")
+  real, fake = golden["logits_real"], golden["logits_fake"]
+  assert_close(losses.hinge(real, fake), golden["hinge_mean"])
+  assert_close(losses.vanilla(real, fake), golden["vanilla_d_mean"])
+  assert_close(losses.generator(fake), golden["vanilla_g_mean"])
+
+
+@pytest.mark.parametrize("ids", [None, [0, 1, 0, 2, 1]])
+def test_sigmoid_contrastive_is_the_double_sum(ids):
+  draw = np.random.default_rng(0)
+  image, text = draw.normal(size=(2, 5, 7))
+  image /= np.linalg.norm(image, axis=1, keepdims=True)
+  text /= np.linalg.norm(text, axis=1, keepdims=True)
+  scale, bias = np.float32([2.1]), np.float32([-3.0])
+  want = 0.0
+  for i in range(5):
+    for j in range(5):
+      same = i == j if ids is None else ids[i] == ids[j]
+      logit = np.exp(2.1) * image[i] @ text[j] - 3.0
+      want += np.log1p(np.exp(-logit if same else logit)) / 5
+  ids = None if ids is None else jnp.asarray(ids)
+  got = losses.sigmoid_contrastive(jnp.float32(image), jnp.float32(text), scale, bias, ids)
+  assert_close(got, want)
+
+
+def test_pixel_and_psnr():
+  a, b = np.zeros((2, 4, 4, 3), np.float32), np.full((2, 4, 4, 3), 0.5, np.float32)
+  assert_close(losses.pixel(a, b, mse=2.0, l1=3.0), 2 * 0.25 + 3 * 0.5)
+  assert_close(losses.psnr(a, b), 10 * np.log10(4 / 0.25))
+
+
+def test_adaptive_weight_is_bounded_and_carries_no_gradient():
+  weight = losses.adaptive_weight(jnp.full((2, 2), 3.0), jnp.full((2, 2), 2.0))
+  assert_close(weight, 6 / (4 + 1e-4))
+  assert losses.adaptive_weight(jnp.ones(3), jnp.zeros(3)) == pytest.approx(1e4)
+  assert losses.adaptive_weight(jnp.ones(3), jnp.zeros(3), 0.3, 10.0) == pytest.approx(10.0)
+  assert jax.grad(lambda x: losses.adaptive_weight(x, jnp.ones(3)))(jnp.ones(3)).max() == 0
+
+
+def _text_case():
+  draw = np.random.default_rng(1)
+  target = np.where(draw.random((3, 20)) < 0.3, draw.integers(0, 11, (3, 20)), -1).astype(np.int32)
+  target[2] = -1
+  hidden, head = draw.normal(size=(3, 20, 5)), draw.normal(size=(5, 11))
+  return jnp.float32(hidden), jnp.float32(head), jnp.asarray(target)
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 20])
+def test_text_cross_entropy_in_any_chunks(chunk):
+  hidden, head, target = _text_case()
+
+  def whole(hidden, head):
+    logp = jax.nn.log_softmax(hidden @ head)
+    nll = -jnp.take_along_axis(logp, jnp.maximum(target, 0)[..., None], -1)[..., 0]
+    return jnp.sum(jnp.where(target >= 0, nll, 0)), jnp.sum(
+      (jnp.argmax(logp, -1) == target) & (target >= 0)
+    )
+
+  def chunked(hidden, head):
+    sums = losses.text_cross_entropy(lambda h: h @ head, hidden, target, chunk)
+    return sums["nll"], sums["correct"]
+
+  want = jax.value_and_grad(whole, (0, 1), has_aux=True)(hidden, head)
+  got = jax.jit(jax.value_and_grad(chunked, (0, 1), has_aux=True))(hidden, head)
+  jax.tree.map(assert_close, got, want)
+
+
+@pytest.mark.parametrize("chunk, capacity", [(2, 5), (3, 6), (9, 9)])
+def test_code_cross_entropy_reads_the_position_before(chunk, capacity):
+  draw = np.random.default_rng(2)
+  hidden, head = draw.normal(size=(2, 16, 5)), draw.normal(size=(5, 3, 7))
+  codes = draw.integers(0, 7, (2, 9, 3)).astype(np.int32)
+  place = np.full((2, 9), -1, np.int32)
+  place[0, :8], place[1, :4] = 3 + np.arange(8), 1 + np.arange(4)
+  target = np.zeros((2, 9), bool)
+  target[0, 3:8], target[1, 0:2] = True, True
+  want = np.zeros(3)
+  for b, n in zip(*np.nonzero(target)):
+    logits = np.einsum("d,dre->re", hidden[b, place[b, n] - 1], head)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want -= logp[np.arange(3), codes[b, n]]
+
+  def total(hidden):
+    return losses.code_cross_entropy(
+      lambda h, c, i: jnp.einsum("bkd,dre->bkre", h, head),
+      hidden, jnp.asarray(codes), jnp.asarray(place), jnp.asarray(target),
+      capacity=capacity, chunk=chunk,
+    )  # fmt: skip
+
+  assert_close(jax.jit(total)(jnp.float32(hidden))["nll"], want)
+  grad = jax.grad(lambda h: total(h)["nll"].sum())(jnp.float32(hidden))
+  touched = {(b, place[b, n] - 1) for b, n in zip(*np.nonzero(target))}
+  assert {tuple(map(int, x)) for x in zip(*np.nonzero(np.abs(grad).sum(-1)))} == touched
+
+
+def test_no_logits_of_the_whole_row_exist():
+  """The largest array of the compiled gradient is one chunk's, not [B, L, V]."""
+  hidden = jax.ShapeDtypeStruct((2, 512, 8), jnp.float32)
+  head = jax.ShapeDtypeStruct((8, 4096), jnp.float32)
+  target = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+
+  def loss(hidden, head, target):
+    return losses.text_cross_entropy(lambda h: h @ head, hidden, target, 32)["nll"]
+
+  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, target).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * 512 * 4096 * 4 / 2

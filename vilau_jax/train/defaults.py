@@ -1,0 +1,108 @@
+"""Every field of an experiment with its default; files in configs/ start here and change what
+differs.
+
+The values are those of the paper and its released code where they are known: RQ-VAE's losses for
+the tower stage, the released scripts for the language-model stage.
+"""
+
+from ml_collections import ConfigDict
+
+
+def _shared() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1)
+  # every, keep: in steps and number of checkpoints; keep_every: multiples of it stay for good.
+  c.ckpt = dict(every=500, keep=2, keep_every=0)
+  c.log = dict(every=50, samples_every=1000)
+  # Component ("whole", "tower", "vision", "text", "decoder", "llm", ...) -> directory.
+  c.init_from = dict()
+  # code_scale "auto": 1 / standard deviation of the tower's code sums, measured at the start.
+  c.code_scale = "preset"
+  return c
+
+
+def _optim(**values) -> dict:
+  base = dict(
+    peak_lr=1e-4,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    decay_1d=False,  # also decay biases, norm scales and contrastive scalars
+    warmup=0,
+    end_lr_fraction=0.0,
+    clip=1.0,  # global gradient norm; 0 = off
+    accumulate=1,
+    lr_multipliers=dict(),  # path prefix -> factor
+    ema=0.0,  # extension: decay of an averaged copy of the weights, which is what loads; 0 = off
+  )
+  return base | values
+
+
+def tower() -> ConfigDict:
+  """Fields of a stage "tower" experiment."""
+  c = _shared()
+  c.stage, c.steps, c.batch_size = "tower", 1_000_000, 512
+  c.model = dict(preset="vilau_7b_256", dtype="bfloat16", remat="nothing_saveable")
+  c.optim = _optim(peak_lr=8e-5, b1=0.5, b2=0.9, warmup=10_000, end_lr_fraction=0.5)
+  c.optim.freeze = ("tower/text",)
+  c.loss = dict(
+    contrastive=1.0,
+    reconstruction=1.0,
+    mse=1.0,
+    l1=0.0,
+    commitment=0.25,
+    lpips=0.0,
+    lpips_weights="",  # VGG16 and lin weights, .safetensors or .npz
+    gan=0.0,
+    gan_mode="adaptive",
+    gan_weight_low=0.0,
+    gan_weight_high=1e4,
+    temperature=10.0,  # where training starts from random weights
+    bias=-10.0,
+    equal_captions=False,  # extension: equal captions of a batch are positives
+    quantizer_start=0,  # extension: steps without quantiser, while the codebook already follows
+  )
+  # optim: what the discriminator's optimizer changes of the one above.
+  c.loss.disc = dict(
+    channels=64, layers=2, norm="batch", loss="hinge", start_step=20_000, optim=dict()
+  )
+  c.data = dict(
+    root="",
+    mixture=(),
+    tower_tokenizer="",
+    canon="lower",
+    augment="mix",
+    threads=8,
+    workers=0,
+  )
+  return c
+
+
+def lm() -> ConfigDict:
+  """Fields of a stage "lm" experiment: pre-training and fine-tuning."""
+  c = _shared()
+  c.stage, c.steps, c.batch_size = "lm", 6_000, 4096
+  c.model = dict(preset="vilau_7b_256", dtype="bfloat16", remat="nothing_saveable")
+  c.optim = _optim(peak_lr=5e-5, warmup=180)
+  c.optim.freeze = ()
+  c.loss = dict(
+    text=1.0,
+    image=1.0,
+    code_depth_weights=(),  # extension: one weight a depth; () = ones
+    text_chunk=1024,  # positions of a row whose logits exist at once
+    code_chunk=256,  # visual slots of a row whose logits exist at once
+  )
+  c.data = dict(
+    root="",
+    mixture=(),
+    tokenizer="",
+    cfg_dropout=0.1,
+    max_turns=0,
+    shuffle_turns=False,
+    threads=8,
+    workers=0,
+  )
+  c.data.row = dict(length=4096, slots=2048, targets=2048, window=4096)
+  return c

@@ -1,0 +1,193 @@
+"""Losses as pure functions of arrays, all in float32.
+
+Under jit with a sharded batch every mean and every count here is over the global batch.
+Axis letters: B batch, L sequence, K gathered positions of a row, D width, V text vocabulary,
+R residual depth, E codebook entries, S image side.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def pixel(image: jax.Array, target: jax.Array, *, mse: float = 1.0, l1: float = 0.0) -> jax.Array:
+  """Weighted mean squared and mean absolute error over all elements, images in [-1,1]."""
+  error = image.astype(jnp.float32) - target
+  loss = jnp.zeros(())
+  if mse:
+    loss += mse * jnp.mean(jnp.square(error))
+  if l1:
+    loss += l1 * jnp.mean(jnp.abs(error))
+  return loss
+
+
+def psnr(image: jax.Array, target: jax.Array) -> jax.Array:
+  """Peak signal-to-noise ratio in dB, mean over images [B,S,S,3] in [-1,1] (peak to peak 2)."""
+  error = jnp.clip(image.astype(jnp.float32), -1, 1) - target
+  return jnp.mean(10 * jnp.log10(4.0 / jnp.maximum(jnp.mean(jnp.square(error), (1, 2, 3)), 1e-10)))
+
+
+def sigmoid_contrastive(
+  image: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array,
+  caption_id: jax.Array | None = None,
+) -> jax.Array:
+  """Sigmoid loss of SigLIP: sum over texts, mean over images, on the dense [B,B] logits.
+
+  Args:
+    image: [B,D], L2-normalised.
+    text: [B,D], L2-normalised.
+    logit_scale: natural logarithm of the temperature, (1,) or scalar.
+    logit_bias: (1,) or scalar.
+    caption_id: int32 [B]; extension: pairs with equal ids count as positives. None: only a
+      picture's own caption does, as in SigLIP.
+  """
+  logits = jnp.einsum("id,jd->ij", image, text, preferred_element_type=jnp.float32)
+  logits = logits * jnp.exp(logit_scale) + logit_bias
+  if caption_id is None:
+    positive = jnp.eye(len(image), dtype=bool)
+  else:
+    positive = caption_id[:, None] == caption_id[None, :]
+  return -jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))) / len(image)
+
+
+def generator(logits_fake: jax.Array) -> jax.Array:
+  """Generator loss of RQ-VAE: -mean of the discriminator's logits."""
+  return -jnp.mean(logits_fake)
+
+
+def hinge(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:
+  """Hinge loss of the discriminator."""
+  real, fake = jax.nn.relu(1 - logits_real), jax.nn.relu(1 + logits_fake)
+  return 0.5 * (jnp.mean(real) + jnp.mean(fake))
+
+
+def vanilla(logits_real: jax.Array, logits_fake: jax.Array) -> jax.Array:
+  """Cross-entropy loss of the discriminator."""
+  real, fake = jax.nn.softplus(-logits_real), jax.nn.softplus(logits_fake)
+  return 0.5 * (jnp.mean(real) + jnp.mean(fake))
+
+
+def adaptive_weight(
+  reconstruction_grad: jax.Array, generator_grad: jax.Array, low: float = 0.0, high: float = 1e4
+) -> jax.Array:
+  """Ratio of two gradients' norms at the decoder's last kernel, without a gradient of its own."""
+  norms = jnp.linalg.norm(reconstruction_grad.ravel()), jnp.linalg.norm(generator_grad.ravel())
+  return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), low, high))
+
+
+def supervised_first(mask: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+  """Where the supervised positions of each row are.
+
+  Args:
+    mask: bool [B,L].
+    capacity: K; the caller guarantees that no row has more.
+
+  Returns:
+    Index int32 [B,K] with the supervised positions first, in order, and bool [B,K] saying which of
+    them are supervised.
+  """
+  index = jnp.argsort(~mask, axis=1, stable=True)[:, :capacity]
+  return index, jnp.take_along_axis(mask, index, 1)
+
+
+def text_cross_entropy(
+  logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, target: jax.Array, chunk: int
+) -> dict[str, jax.Array]:
+  """Sums over the supervised text positions; chunks without any are not computed.
+
+  Args:
+    logits: [...,D] -> float32 [...,V].
+    hidden: [B,L,D].
+    target: int32 [B,L], the id predicted at this index, -1 = ignored.
+    chunk: positions of a row whose logits exist at once.
+
+  Returns:
+    {"nll": summed negative log-likelihood, "correct": number of positions whose likeliest id is the
+    target}.
+  """
+
+  def sums(state, wanted, valid, _):
+    nll, correct = _nll(logits(state), wanted)
+    return {"nll": jnp.sum(nll * valid), "correct": jnp.sum(correct & valid)}
+
+  index, valid = supervised_first(target >= 0, target.shape[1])
+  state = jnp.take_along_axis(hidden, index[..., None], 1)
+  wanted = jnp.take_along_axis(target, index, 1)
+  return _by_chunks(sums, chunk, valid, state, jnp.maximum(wanted, 0))
+
+
+def code_cross_entropy(
+  logits: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  hidden: jax.Array,
+  codes: jax.Array,
+  visual_position: jax.Array,
+  target: jax.Array,
+  *,
+  capacity: int,
+  chunk: int,
+) -> dict[str, jax.Array]:
+  """Sums over the supervised visual slots; the depth transformer runs on these alone.
+
+  Args:
+    logits: hidden at the previous position [B,k,D], codes [B,k,R], chunk number -> [B,k,R,E].
+    hidden: [B,L,D].
+    codes: int32 [B,N,R].
+    visual_position: int32 [B,N].
+    target: bool [B,N], supervised.
+    capacity: M, the most supervised slots a row may have.
+    chunk: slots of a row whose logits exist at once.
+
+  Returns:
+    {"nll": [R], "correct": [R]}.
+  """
+
+  def sums(state, wanted, valid, number):
+    nll, correct = _nll(logits(state, wanted, number), wanted)
+    valid = valid[..., None]
+    return {"nll": jnp.sum(nll * valid, (0, 1)), "correct": jnp.sum(correct & valid, (0, 1))}
+
+  index, valid = supervised_first(target, min(capacity, target.shape[1]))
+  before = jnp.maximum(jnp.take_along_axis(visual_position, index, 1) - 1, 0)
+  state = jnp.take_along_axis(hidden, before[..., None], 1)
+  wanted = jnp.take_along_axis(codes, index[..., None], 1)
+  return _by_chunks(sums, chunk, valid, state, wanted)
+
+
+def _nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+  logits = logits.astype(jnp.float32)
+  chosen = jnp.take_along_axis(logits, wanted[..., None], -1)[..., 0]
+  return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == wanted
+
+
+def _by_chunks(
+  sums: Callable[..., dict[str, Any]], chunk: int, valid: jax.Array, *arrays: jax.Array
+) -> dict[str, Any]:
+  """Adds sums(*pieces, valid piece, number) over pieces of axis 1; logits are recomputed in the
+  backward pass, so that one piece's are alive at a time."""
+  length = valid.shape[1]
+  if length <= chunk:
+    return sums(*arrays, valid, 0)
+  pieces = -(-length // chunk)
+  width = [(0, 0), (0, pieces * chunk - length)]
+
+  def split(x):
+    padded = jnp.pad(x, width + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(padded.reshape(x.shape[0], pieces, chunk, *x.shape[2:]), 1, 0)
+
+  split_up = (*(split(a) for a in arrays), split(valid), jnp.arange(pieces))
+  work = jax.checkpoint(sums)
+  zero = jax.tree.map(
+    lambda a: jnp.zeros(a.shape, a.dtype),
+    jax.eval_shape(sums, *jax.tree.map(lambda a: a[0], split_up)),
+  )
+
+  def add(total, piece):
+    part = jax.lax.cond(jnp.any(piece[-2]), lambda: work(*piece), lambda: zero)
+    return jax.tree.map(jnp.add, total, part), None
+
+  return jax.lax.scan(add, zero, split_up)[0]
