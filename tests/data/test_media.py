@@ -1,0 +1,159 @@
+import io
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vilau_jax.data import media
+
+GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "a" / "01_preprocess.npz")
+CASES = [
+  (name.rsplit("_", 1)[0], name.rsplit("_", 1)[1]) for name in GOLDEN if not name.endswith("_u8")
+]
+
+
+@pytest.mark.parametrize(("picture", "path"), CASES)
+def test_geometries_are_bit_equal_to_the_reference(picture, path):
+  geometry = {"gen": "crop"}.get(path, path)
+  got = media.to_square(GOLDEN[f"{picture}_u8"], 32, geometry)
+  assert got.dtype == np.uint8
+  want = GOLDEN[f"{picture}_{path}"].transpose(1, 2, 0)
+  np.testing.assert_array_equal(got, np.round((want * 0.5 + 0.5) * 255).astype(np.uint8))
+  np.testing.assert_allclose((got / 255 - 0.5) / 0.5, want, rtol=1e-5, atol=1e-5)
+
+
+def png(array, **kwargs):
+  buffer = io.BytesIO()
+  Image.fromarray(array, **kwargs).save(buffer, format="PNG")
+  return buffer.getvalue()
+
+
+def test_every_source_and_mode_becomes_rgb(tmp_path):
+  color = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  path = tmp_path / "a.png"
+  path.write_bytes(png(color))
+  for source in (color, png(color), path, str(path), Image.fromarray(color)):
+    np.testing.assert_array_equal(np.asarray(media.open_image(source)), color)
+  gray = color[..., 0]
+  for source in (gray, gray[..., None], png(gray)):
+    np.testing.assert_array_equal(np.asarray(media.open_image(source)), np.stack([gray] * 3, -1))
+  deep = media.open_image(png(gray.astype(np.uint16) * 257))
+  assert np.abs(np.asarray(deep)[..., 0].astype(int) - gray).max() <= 1
+  clear = np.concatenate([color, np.zeros((5, 7, 1), np.uint8)], -1)
+  assert (np.asarray(media.open_image(png(clear))) == 255).all()
+  palette = Image.fromarray(color).convert("P")
+  assert media.open_image(palette).mode == "RGB"
+  assert media.open_image(Image.fromarray(color).convert("CMYK")).mode == "RGB"
+
+
+def test_one_pixel_becomes_a_square():
+  got = media.to_square(np.full((1, 1, 3), 200, np.uint8), 8)
+  assert (got == 200).all() and got.shape == (8, 8, 3)
+
+
+def huge_png(width, height):
+  """A picture whose header promises more pixels than it has."""
+  chunks = b""
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000)))):
+    body = name + data
+    chunks += struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+  return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+  ("source", "problem"),
+  [
+    (b"no picture", "not a picture"),
+    (b"", "not a picture"),
+    (huge_png(20000, 20000), "400000000 pixels"),
+    (huge_png(8200, 8200), "8200x8200"),
+    ("/nowhere/a.png", "no image file at /nowhere/a.png"),
+    (np.zeros((4, 4, 3), np.float32), "must be uint8"),
+    (np.zeros((4, 4, 2), np.uint8), r"\[H,W,3\]"),
+    (np.zeros((0, 4, 3), np.uint8), "empty"),
+  ],
+)
+def test_bad_pictures_are_refused(source, problem):
+  with pytest.raises(ValueError, match=problem):
+    media.open_image(source)
+
+
+def test_cut_off_pictures_are_refused():
+  whole = png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+  with pytest.raises(ValueError, match="broken or cut-off"):
+    media.open_image(whole[: len(whole) // 2])
+  jpeg = io.BytesIO()
+  Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(jpeg, format="JPEG")
+  with pytest.raises(ValueError, match="broken or cut-off"):
+    media.open_image(jpeg.getvalue()[:-40])
+
+
+def test_orientation_tag_is_ignored():
+  image = Image.fromarray(np.zeros((4, 9, 3), np.uint8))
+  exif = image.getexif()
+  exif[0x0112] = 6
+  buffer = io.BytesIO()
+  image.save(buffer, format="JPEG", exif=exif)
+  assert media.open_image(buffer.getvalue()).size == (9, 4)
+
+
+def test_random_square_keeps_pixels_or_squeezes():
+  rng = np.random.default_rng(0)
+  picture = np.zeros((8, 16, 3), np.uint8)
+  picture[:, :8] = 255
+  means = {round(float(media.random_square(picture, 8, rng).mean())) for _ in range(40)}
+  assert len(means) > 3
+  assert media.random_square(picture[:, :8], 8, rng).shape == (8, 8, 3)
+
+
+def test_frames_are_spread_evenly():
+  assert media.frame_indices(7, 3) == [0, 3, 6]
+  assert media.frame_indices(10, 4) == [0, 3, 6, 9]
+  assert media.frame_indices(1, 3) == [0, 0, 0]
+  assert media.frame_indices(6, 3) == [0, 2, 5]  # 2.5 rounds half to even
+
+
+def test_video_files_and_folders(tmp_path):
+  frames = np.zeros((9, 15, 15, 3), np.uint8)
+  for i in range(9):
+    frames[i] = 25 * i
+  path = media.write_video(frames, tmp_path / "out" / "a.mp4", fps=4)
+  got = media.read_video(path, 3)
+  assert [round(np.asarray(f).mean() / 25) for f in got] == [0, 4, 8]
+  for i, frame in enumerate(frames):
+    media.write_image(frame, tmp_path / "frames" / f"{i:03}.png")
+  got = media.read_video(tmp_path / "frames", 3)
+  np.testing.assert_array_equal(np.stack(got), frames[[0, 4, 8]])
+  assert len(media.read_video(list(frames), 12)) == 12
+  with Image.open(media.write_gif(frames, tmp_path / "a.gif")) as gif:
+    assert gif.n_frames == 9
+
+
+@pytest.mark.parametrize("source", ["missing", "folder", "text.mp4", []])
+def test_bad_videos_are_refused(tmp_path, source):
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "text.mp4").write_text("no video")
+  with pytest.raises(ValueError, match="no video|no pictures|not a video|at least one frame"):
+    media.read_video(tmp_path / source if isinstance(source, str) else source, 2)
+
+
+def test_written_pictures_carry_metadata(tmp_path):
+  path = media.write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / "a.png", {"prompt": "a fox ü"})
+  with Image.open(path) as image:
+    assert image.text["prompt"] == "a fox ü"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_contact_sheet_shows_every_picture():
+  pictures = [np.full((10, 10 + i, 3), 20 * i, np.uint8) for i in range(5)]
+  sheet = media.contact_sheet(pictures, 3, ["a fox"] * 5, scale=2, gap=2)
+  assert sheet.shape[1] == 3 * (28 + 2) + 2
+  assert all((sheet == 20 * i).all(-1).sum() >= 400 for i in range(5))
+  with pytest.raises(ValueError, match="2 captions for 5 pictures"):
+    media.contact_sheet(pictures, 3, ["a", "b"])
+  with pytest.raises(ValueError, match="needs pictures"):
+    media.contact_sheet([], 3)

@@ -1,0 +1,323 @@
+"""Pictures and videos: opened with limits, made square for the tower, written, laid out in sheets."""
+
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+
+MAX_PIXELS = 64 * 2**20
+GEOMETRIES = ("resize", "crop", "pad")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+GRAY = (127, 127, 127)
+
+Source = bytes | str | os.PathLike | np.ndarray | Image.Image
+
+
+def open_image(source: Source) -> Image.Image:
+  """Any picture as RGB.
+
+  The size is read from the header before anything is decoded. Transparent pictures are put on
+  white. EXIF orientation is ignored, as the released code does.
+
+  Args:
+    source: encoded bytes, a path, uint8 [H,W], [H,W,3] or [H,W,4], or a PIL image.
+
+  Raises:
+    ValueError: if it is no picture, is cut off, or has more than 64 Mpixel (2**26).
+  """
+  if isinstance(source, Image.Image):
+    return _rgb(source, "the given image")
+  if isinstance(source, np.ndarray):
+    return _from_array(source)
+  name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
+  if not isinstance(source, bytes):
+    try:
+      source = pathlib.Path(source).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+      raise ValueError(f"no image file at {name}") from error
+  try:
+    with Image.open(io.BytesIO(source)) as image:
+      return _rgb(image, name)
+  except UnidentifiedImageError as error:
+    raise ValueError(f"{name} is not a picture that can be read") from error
+  except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
+    raise ValueError(f"{name} has too many pixels, at most {MAX_PIXELS} are read: {error}") from error
+  except (OSError, SyntaxError, EOFError) as error:
+    raise ValueError(f"{name} is a broken or cut-off picture: {error}") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+  width, height = image.size
+  if width < 1 or height < 1:
+    raise ValueError(f"{name} is empty: {width}x{height} pixels")
+  if width * height > MAX_PIXELS:
+    raise ValueError(
+      f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are read (make it smaller)"
+    )
+  if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+  if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+    return _from_array(_to_8_bit(np.asarray(image)))
+  return image.convert("RGB")
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+  """Gray values of more than 8 bits; the range is that of 16 bits unless they fit into 8."""
+  values = values.astype(np.float64)
+  scale = 1.0 if values.max(initial=0) <= 255 else 255 / 65535
+  return np.clip(values * scale, 0, 255).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+  if array.dtype != np.uint8:
+    raise ValueError(f"an image array must be uint8 in 0..255, got {array.dtype}")
+  if array.ndim == 3 and array.shape[-1] == 1:
+    array = array[..., 0]
+  if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+    raise ValueError(f"an image array must be [H,W], [H,W,3] or [H,W,4], got {array.shape}")
+  if 0 in array.shape:
+    raise ValueError(f"an image array is empty: {array.shape}")
+  return _rgb(Image.fromarray(array), "the given array")
+
+
+def to_square(image: Source, side: int, geometry: str = "resize") -> np.ndarray:
+  """A picture as the tower sees it, bit-equal to the released preprocessing.
+
+  Args:
+    image: see open_image.
+    side: S.
+    geometry: "resize" squeezes (understanding); "crop" takes the centre square of a landscape and
+      the top square of a portrait (generation); "pad" puts it on gray.
+
+  Returns:
+    uint8 [S,S,3], resized with PIL's bicubic filter.
+
+  Raises:
+    ValueError: for an unknown geometry or what open_image refuses.
+  """
+  image = open_image(image)
+  width, height = image.size
+  short = min(width, height)
+  if geometry == "crop":
+    # Python's round is half to even, as in the reference.
+    left, top = (0, 0) if width < height else (round((width - short) / 2), 0)
+    image = image.crop((left, top, left + short, top + short))
+  elif geometry == "pad":
+    long = max(width, height)
+    canvas = Image.new("RGB", (long, long), GRAY)
+    canvas.paste(image, ((long - width) // 2, (long - height) // 2))
+    image = canvas
+  elif geometry != "resize":
+    raise ValueError(f"geometry must be one of {GEOMETRIES}, got {geometry!r}")
+  if image.size != (side, side):
+    image = image.resize((side, side), Image.Resampling.BICUBIC)
+  return np.asarray(image)
+
+
+def random_square(image: Source, side: int, rng: np.random.Generator) -> np.ndarray:
+  """Augmentation of tower training: half of the pictures squeezed, of the others a random square of
+  the short side. No flips: they break writing and the words left and right. uint8 [S,S,3]."""
+  image = open_image(image)
+  width, height = image.size
+  if width != height and rng.random() < 0.5:
+    short = min(width, height)
+    left, top = (int(rng.integers(0, side + 1)) for side in (width - short, height - short))
+    image = image.crop((left, top, left + short, top + short))
+  return to_square(image, side)
+
+
+def frame_indices(count: int, frames: int) -> list[int]:
+  """Which of `count` frames to take: evenly spread with both ends (rounded half to even)."""
+  if count < 1:
+    raise ValueError("a video must have at least one frame")
+  return [int(i) for i in np.round(np.linspace(0, count - 1, frames))]
+
+
+def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list[Image.Image]:
+  """`count` frames of a video, evenly spread from the first to the last.
+
+  Args:
+    source: a video file, a folder of pictures (in the order of their names), or the frames.
+    count: frames to return; a shorter video repeats some.
+
+  Raises:
+    ValueError: if there is no frame to read.
+  """
+  if count < 1:
+    raise ValueError(f"at least one frame must be taken from a video, got {count}")
+  if isinstance(source, str | os.PathLike):
+    path = pathlib.Path(source)
+    if path.is_file():
+      return _read_container(path, count)
+    if not path.is_dir():
+      raise ValueError(f"no video file or folder of frames at {path}")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+      raise ValueError(f"the folder {path} holds no pictures to read as frames")
+    source = found
+  if not len(source):
+    raise ValueError("a video must have at least one frame")
+  return [open_image(source[i]) for i in frame_indices(len(source), count)]
+
+
+def _read_container(path: pathlib.Path, count: int) -> list[Image.Image]:
+  import av  # here, because only videos in files need it
+
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.video:
+        raise ValueError(f"{path} holds no video")
+      # Reported frame counts are unreliable: decode once to count, once to take.
+      total = sum(1 for _ in container.decode(video=0))
+    wanted = frame_indices(total, count) if total else []
+    taken: dict[int, Image.Image] = {}
+    with av.open(str(path)) as container:
+      for index, frame in enumerate(container.decode(video=0)):
+        if index in wanted:
+          taken[index] = frame.to_image()
+        if len(taken) == len(set(wanted)):
+          break
+  except av.error.FFmpegError as error:
+    raise ValueError(f"{path} is not a video that can be read: {error}") from error
+  if not taken:
+    raise ValueError(f"{path} holds no frame")
+  return [taken[i] for i in wanted]
+
+
+def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> pathlib.Path:
+  """Writes uint8 [F,S,S,3] as MP4 (H.264 where this PyAV has it, else MPEG-4).
+
+  An odd side is extended by its last row or column, because the codecs need even ones.
+
+  Raises:
+    ValueError: for another shape or type.
+  """
+  import av
+
+  frames = np.asarray(frames)
+  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+    raise ValueError(f"frames must be uint8 [F,S,S,3], got {frames.dtype} {frames.shape}")
+  path = _prepared(path)
+  height, width = frames.shape[1:3]
+  frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+  codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with av.open(str(temporary), "w", format="mp4") as container:
+    stream = container.add_stream(codec, rate=round(fps))
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    if codec == "libx264":
+      stream.options = {"crf": "12"}
+    else:
+      stream.bit_rate = 4_000_000
+    for frame in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode(None))
+  os.replace(temporary, path)
+  return path
+
+
+def write_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 4) -> pathlib.Path:
+  """Writes uint8 [F,S,S,3] as an endless GIF, which every browser plays inside a page."""
+  path = _prepared(path)
+  images = [Image.fromarray(frame) for frame in np.asarray(frames)]
+  write = dict(format="GIF", save_all=True, append_images=images[1:], loop=0)
+  _replace(path, lambda t: images[0].save(t, duration=round(1000 / fps), **write))
+  return path
+
+
+def write_image(
+  image: Source, path: str | os.PathLike, metadata: dict[str, Any] | None = None
+) -> pathlib.Path:
+  """Writes a PNG; metadata goes into its text chunks."""
+  path = _prepared(path)
+  info = PngImagePlugin.PngInfo()
+  for key, value in (metadata or {}).items():
+    info.add_itxt(str(key), str(value))
+  _replace(path, lambda t: open_image(image).save(t, format="PNG", pnginfo=info))
+  return path
+
+
+def encode_png(image: Source) -> bytes:
+  """A picture as the bytes of a PNG; the same picture gives the same bytes."""
+  buffer = io.BytesIO()
+  open_image(image).save(buffer, format="PNG")
+  return buffer.getvalue()
+
+
+def contact_sheet(
+  images: Iterable[Source],
+  columns: int = 8,
+  captions: Sequence[str] | None = None,
+  *,
+  scale: int = 1,
+  gap: int = 4,
+) -> np.ndarray:
+  """Pictures in rows on white, each with its caption below, uint8 [H,W,3].
+
+  Args:
+    images: of any sizes; every cell is as large as the largest.
+    captions: one a picture; wrapped to its width.
+    scale: whole factor by which pictures are enlarged, pixels kept sharp.
+
+  Raises:
+    ValueError: without pictures, or with another number of captions.
+  """
+  opened = [open_image(image) for image in images]
+  if not opened:
+    raise ValueError("a contact sheet needs pictures")
+  if captions is not None and len(captions) != len(opened):
+    raise ValueError(f"{len(captions)} captions for {len(opened)} pictures")
+  opened = [
+    i.resize((i.width * scale, i.height * scale), Image.Resampling.NEAREST) for i in opened
+  ]
+  width, height = max(i.width for i in opened), max(i.height for i in opened)
+  font = ImageFont.load_default(size=11)
+  wrapped = [_wrap(text, font, width) for text in captions] if captions is not None else []
+  line = 13
+  room = line * max((len(lines) for lines in wrapped), default=0)
+  columns = min(columns, len(opened))
+  rows = -(-len(opened) // columns)
+  size = (columns * (width + gap) + gap, rows * (height + room + gap) + gap)
+  sheet = Image.new("RGB", size, (255, 255, 255))
+  draw = ImageDraw.Draw(sheet)
+  for index, image in enumerate(opened):
+    y, x = divmod(index, columns)
+    x, y = gap + x * (width + gap), gap + y * (height + room + gap)
+    sheet.paste(image, (x, y))
+    for number, text in enumerate(wrapped[index] if wrapped else []):
+      draw.text((x, y + height + number * line), text, (0, 0, 0), font)
+  return np.asarray(sheet)
+
+
+def _wrap(text: str, font, width: int) -> list[str]:
+  lines = [""]
+  for word in text.split():
+    longer = f"{lines[-1]} {word}".strip()
+    if lines[-1] and font.getlength(longer) > width:
+      lines.append(word)
+    else:
+      lines[-1] = longer
+  return lines
+
+
+def _prepared(path: str | os.PathLike) -> pathlib.Path:
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+  """Writes under a temporary name first, so that no half file is left under the final one."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    write(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
