@@ -1,0 +1,381 @@
+"""Records: samples as stored, in ArrayRecord shards of tf.train.Example messages.
+
+A directory holds `NAME-00000-of-00010.array_record` ... and `dataset_info.json`, which is written
+last: a directory without it is unfinished. The messages are those of TensorFlow, so other tools
+can read them; no TensorFlow is needed here.
+"""
+
+import difflib
+import json
+import os
+import pathlib
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+SCHEMA_VERSION = 1
+INFO = "dataset_info.json"
+# feature -> how it is given and returned. "text" is str, "blob" bytes; "texts" ... are lists.
+FEATURES = {
+  "kind": "text",
+  "id": "text",
+  "source": "text",
+  "caption": "text",
+  "images": "blobs",
+  "frames": "blobs",
+  "frame_index": "ints",
+  "n_frames": "int",
+  "fps": "float",
+  "conversations_from": "texts",
+  "conversations_value": "texts",
+  "sentences": "texts",
+  "image_sentence_index": "ints",
+  "no_system_prompt": "int",
+  "width": "ints",
+  "height": "ints",
+  "codes": "blob",
+  "codes_shape": "ints",
+  "codes_crop": "blob",
+  "codes_crop_shape": "ints",
+  "tower_id": "text",
+  "scores": "floats",
+  "scene": "text",
+}
+KINDS = ("pair", "i2t", "t2i", "t2v", "interleaved", "sft", "text")
+# Random access reads single records; PNG and JPEG do not compress further.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def _example_class() -> type[message.Message]:
+  """tf.train.Example with the field numbers of TensorFlow, in a pool of its own."""
+  file = descriptor_pb2.FileDescriptorProto(
+    name="vilau_jax/example.proto", package="vilau_jax", syntax="proto3"
+  )
+  field = descriptor_pb2.FieldDescriptorProto
+  for name, kind in (
+    ("BytesList", field.TYPE_BYTES),
+    ("FloatList", field.TYPE_FLOAT),
+    ("Int64List", field.TYPE_INT64),
+  ):
+    file.message_type.add(name=name).field.add(
+      name="value", number=1, type=kind, label=field.LABEL_REPEATED
+    )
+  feature = file.message_type.add(name="Feature")
+  feature.oneof_decl.add(name="kind")
+  for number, (name, kind) in enumerate(
+    (("bytes_list", "BytesList"), ("float_list", "FloatList"), ("int64_list", "Int64List")), 1
+  ):
+    feature.field.add(
+      name=name, number=number, type=field.TYPE_MESSAGE, type_name=f".vilau_jax.{kind}",
+      label=field.LABEL_OPTIONAL, oneof_index=0,
+    )  # fmt: skip
+  features = file.message_type.add(name="Features")
+  entry = features.nested_type.add(name="FeatureEntry")
+  entry.options.map_entry = True
+  entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+  for parent, name, kind, label in (
+    (entry, "value", "Feature", field.LABEL_OPTIONAL),
+    (features, "feature", "Features.FeatureEntry", field.LABEL_REPEATED),
+    (file.message_type.add(name="Example"), "features", "Features", field.LABEL_OPTIONAL),
+  ):
+    parent.field.add(
+      name=name, number=2 if parent is entry else 1, type=field.TYPE_MESSAGE,
+      type_name=f".vilau_jax.{kind}", label=label,
+    )  # fmt: skip
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(file)
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName("vilau_jax.Example"))
+
+
+_Example = _example_class()
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+  """A record as bytes; the same record always gives the same bytes.
+
+  Args:
+    record: features named in FEATURES; those that are None are left out.
+
+  Raises:
+    ValueError: for an unknown feature, or a value of another type.
+  """
+  example = _Example()
+  for name, value in record.items():
+    if name not in FEATURES:
+      near = difflib.get_close_matches(name, FEATURES, n=1)
+      hint = f" (did you mean {near[0]!r}?)" if near else ""
+      raise ValueError(f"unknown record feature {name!r}{hint}; known: {sorted(FEATURES)}")
+    if value is None:
+      continue
+    kind = FEATURES[name]
+    values = [value] if not kind.endswith("s") else list(value)
+    feature = example.features.feature[name]
+    try:
+      if kind.startswith("text"):
+        feature.bytes_list.value.extend([v.encode() for v in values])
+      elif kind.startswith("blob"):
+        feature.bytes_list.value.extend([bytes(memoryview(v)) for v in values])
+      elif kind.startswith("int"):
+        feature.int64_list.value.extend([int(v) for v in np.asarray(values, np.int64)])
+      else:
+        feature.float_list.value.extend([float(v) for v in values])
+      feature.SetInParent()
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+      raise ValueError(f"record feature {name!r} must be {kind}, got {value!r:.80}") from error
+  return example.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes) -> dict[str, Any]:
+  """Inverse of encode; features that this version does not know are left out.
+
+  Raises:
+    ValueError: if the bytes are no record.
+  """
+  example = _Example()
+  try:
+    example.ParseFromString(data)
+  except message.DecodeError as error:
+    raise ValueError("the bytes are not a record") from error
+  record: dict[str, Any] = {}
+  for name, feature in example.features.feature.items():
+    kind = FEATURES.get(name)
+    if kind is None:
+      continue
+    if kind.startswith(("text", "blob")):
+      values = list(feature.bytes_list.value)
+      values = [v.decode() for v in values] if kind.startswith("text") else values
+    else:
+      values = list((feature.int64_list if kind.startswith("int") else feature.float_list).value)
+    if kind.endswith("s"):
+      record[name] = values
+    elif len(values) == 1:
+      record[name] = values[0]
+    else:
+      raise ValueError(f"record feature {name!r} must hold one value, it holds {len(values)}")
+  return record
+
+
+def put_codes(record: dict[str, Any], codes: np.ndarray, tower_id: str, name: str = "codes"):
+  """Writes codes [images or frames,T,R] into a record, as uint16.
+
+  Raises:
+    ValueError: if a code needs more than 16 bits.
+  """
+  codes = np.asarray(codes)
+  if codes.ndim != 3 or codes.size and not 0 <= codes.min() <= codes.max() < 2**16:
+    raise ValueError(f"codes must be [images,T,R] of 0..65535, got shape {codes.shape}")
+  record[name] = codes.astype("<u2").tobytes()
+  record[f"{name}_shape"] = list(codes.shape)
+  record["tower_id"] = tower_id
+
+
+def get_codes(record: Mapping[str, Any], name: str = "codes") -> np.ndarray:
+  """The codes of a record, uint16 [images or frames,T,R].
+
+  Raises:
+    ValueError: if it has none.
+  """
+  if name not in record:
+    raise ValueError(f"record {record.get('id')!r} has no codes: run `vilau tokenize` first")
+  return np.frombuffer(record[name], "<u2").reshape(record[f"{name}_shape"])
+
+
+def shard_name(name: str, index: int, count: int) -> str:
+  return f"{name}-{index:05}-of-{count:05}.array_record"
+
+
+def write_shard(path: str | os.PathLike, encoded: Iterable[bytes]) -> int:
+  """Writes one shard, which appears under its name only when it is whole; returns its records."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  count = 0
+  writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+  try:
+    for data in encoded:
+      writer.write(data)
+      count += 1
+  finally:
+    writer.close()
+  os.replace(temporary, path)
+  return count
+
+
+def write_info(
+  directory: pathlib.Path, name: str, shards: Mapping[str, int], kinds: Mapping[str, int], info
+) -> None:
+  """Writes dataset_info.json, which makes a directory of records complete."""
+  content = {
+    "schema_version": SCHEMA_VERSION,
+    "name": name,
+    "records": sum(shards.values()),
+    "kinds": dict(sorted(kinds.items())),
+    "shards": [{"file": file, "records": count} for file, count in shards.items()],
+    "info": dict(info or {}),
+  }
+  temporary = directory / f".{INFO}.{os.getpid()}"
+  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+  os.replace(temporary, directory / INFO)
+
+
+class Writer:
+  """Context manager that writes a directory of records.
+
+  Everything goes into `DIRECTORY.partial`, which takes the directory's name when the block ends
+  well; an interrupted writer leaves nothing under that name and can be run again.
+
+  Args:
+    directory: must not hold records yet.
+    name: of the shards.
+    records_per_shard: the last shard may hold fewer.
+    info: kept in dataset_info.json under "info".
+
+  Raises:
+    ValueError: if the directory exists, or nothing was written.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    name: str,
+    *,
+    records_per_shard: int = 10_000,
+    info: Mapping[str, Any] | None = None,
+  ):
+    self.directory = pathlib.Path(directory)
+    self.name, self.records_per_shard, self.info = name, records_per_shard, info
+    self._partial = self.directory.with_name(self.directory.name + ".partial")
+    self._counts: list[int] = []
+    self._kinds: Counter[str] = Counter()
+    self._writer = None
+
+  def __enter__(self) -> "Writer":
+    if self.directory.exists() and any(self.directory.iterdir()):
+      raise ValueError(f"{self.directory} is not empty; remove it or choose another output")
+    shutil.rmtree(self._partial, ignore_errors=True)
+    self._partial.mkdir(parents=True)
+    return self
+
+  @property
+  def count(self) -> int:
+    """Records written so far."""
+    return sum(self._counts)
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Appends a record.
+
+    Raises:
+      ValueError: for an unknown kind or feature.
+    """
+    if record.get("kind") not in KINDS:
+      raise ValueError(f"a record's kind must be one of {KINDS}, got {record.get('kind')!r}")
+    data = encode(record)
+    if self._writer is None:
+      path = self._partial / f"{len(self._counts):05}"
+      self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
+      self._counts.append(0)
+    self._writer.write(data)
+    self._counts[-1] += 1
+    self._kinds[record["kind"]] += 1
+    if self._counts[-1] == self.records_per_shard:
+      self._close_shard()
+
+  def _close_shard(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+      self._writer = None
+
+  def __exit__(self, kind, error, trace) -> None:
+    self._close_shard()
+    if kind is not None or not self._counts:
+      shutil.rmtree(self._partial, ignore_errors=True)
+      if kind is None:
+        raise ValueError(f"nothing was written to {self.directory}: no record was accepted")
+      return
+    shards = {}
+    for index, count in enumerate(self._counts):
+      file = shard_name(self.name, index, len(self._counts))
+      os.replace(self._partial / f"{index:05}", self._partial / file)
+      shards[file] = count
+    write_info(self._partial, self.name, shards, self._kinds, self.info)
+    if self.directory.exists():
+      self.directory.rmdir()
+    os.replace(self._partial, self.directory)
+
+
+class Records:
+  """Random access to a directory of records: `len(records)`, `records[i]`, iteration.
+
+  Attributes:
+    info: what the writer was given, for example the import's settings or the tower's id.
+    path: the directory.
+
+  Raises:
+    ValueError: if the directory is unfinished or of another schema version.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    self.path = pathlib.Path(directory)
+    content = read_info(self.path)
+    self.name: str = content["name"]
+    self.kinds: dict[str, int] = content["kinds"]
+    self.info: dict[str, Any] = content["info"]
+    self.shards: dict[str, int] = {s["file"]: s["records"] for s in content["shards"]}
+    for file in self.shards:
+      if not (self.path / file).is_file():
+        raise ValueError(f"the shard {file} of {self.path} is missing; write the records again")
+    self._source = grain.sources.ArrayRecordDataSource([str(self.path / f) for f in self.shards])
+    if len(self._source) != content["records"]:
+      raise ValueError(
+        f"{self.path} holds {len(self._source)} records, {INFO} says {content['records']}; "
+        "write the records again"
+      )
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(f"record {index} of {self.path}, which holds {len(self)}")
+    return decode(self._source[index % len(self)])
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[i] for i in range(len(self)))
+
+  def shard_ranges(self) -> dict[str, range]:
+    """File name -> the indices of its records."""
+    ranges, start = {}, 0
+    for file, count in self.shards.items():
+      ranges[file] = range(start, start + count)
+      start += count
+    return ranges
+
+
+def read_info(directory: str | os.PathLike) -> dict[str, Any]:
+  """dataset_info.json of a directory of records.
+
+  Raises:
+    ValueError: see Records.
+  """
+  path = pathlib.Path(directory) / INFO
+  if not path.is_file():
+    raise ValueError(
+      f"{directory} holds no records ({INFO} is missing): give a directory that `vilau data "
+      "import` or `vilau tokenize` has finished"
+    )
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not JSON: {error}") from error
+  version = content.get("schema_version")
+  if version != SCHEMA_VERSION:
+    raise ValueError(
+      f"{path} has schema version {version!r}; this vilau_jax reads {SCHEMA_VERSION}. Import the "
+      "data again, or use the version that wrote it."
+    )
+  return content
