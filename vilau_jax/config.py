@@ -157,6 +157,8 @@ class LlamaConfig:
     vocab_multiple: rows of embedding and head are padded to a multiple of it, for sharding; never
       exported.
     rope_scaling: linear factor by which positions are divided.
+    max_positions: positions the weights were trained for, before scaling; a row in generation may
+      have max_positions * rope_scaling of them.
   """
 
   vocab_size: int = 32_004
@@ -168,6 +170,7 @@ class LlamaConfig:
   kv_heads: int = 32
   rope_theta: float = 10_000.0
   rope_scaling: float = 1.0
+  max_positions: int = 4096
   eps: float = 1e-5
   tied: bool = False
 
@@ -342,7 +345,9 @@ def _presets() -> dict[str, VilaUConfig]:
   tiny = VilaUConfig(
     name="tiny",
     tower=tiny_tower,
-    llm=LlamaConfig(vocab_size=516, width=64, hidden=128, depth=2, heads=4, kv_heads=2),
+    llm=LlamaConfig(
+      vocab_size=516, width=64, hidden=128, depth=2, heads=4, kv_heads=2, max_positions=1024
+    ),
     depth=DepthConfig(width=32, hidden=64, depth=2, heads=2),
     video_frames=2,
     sampling=SamplingConfig(top_k=32),
@@ -359,7 +364,9 @@ def _presets() -> dict[str, VilaUConfig]:
   quickstart = VilaUConfig(
     name="quickstart",
     tower=quickstart_tower,
-    llm=LlamaConfig(vocab_size=0, width=160, hidden=384, depth=4, heads=5, kv_heads=5),
+    llm=LlamaConfig(
+      vocab_size=0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024
+    ),
     depth=DepthConfig(width=128, hidden=512, depth=2, heads=4, dropout=0.0),
     video_frames=4,
     system_prompt="",

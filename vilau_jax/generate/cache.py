@@ -1,0 +1,99 @@
+"""What decoding carries from step to step, and how prompts of different lengths enter it.
+
+Axis letters: B rows, L columns of the prompt, M columns of the cache, N visual slots, D width,
+R residual depth, K kv heads, C head dim.
+"""
+
+from collections.abc import Sequence as List
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilau_jax.data.sequence import Sequence
+from vilau_jax.models.llama import Cache
+
+SMALLEST_BUCKET = 32
+
+
+@flax.struct.dataclass
+class State:
+  """The language model between two steps; donated to the next step.
+
+  Attributes:
+    caches: (keys, values) a layer, each [B, M, K, C].
+    valid: bool [B, M], columns that hold a position of the row; padding never becomes valid.
+    column: int32 scalar, the column that is written next.
+    position: int32 [B], the rotary position of the next step.
+    pending: [B, 1, D], the input embedding that the next step reads.
+  """
+
+  caches: list[Cache]
+  valid: jax.Array
+  column: jax.Array
+  position: jax.Array
+  pending: jax.Array
+
+
+def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
+  """The next power of two, at least `smallest`: a new length rarely needs a new program."""
+  return max(smallest, 1 << max(0, length - 1).bit_length())
+
+
+def left_pad(prompts: List[Sequence], depth: int) -> dict[str, np.ndarray]:
+  """Prompts -> one batch whose rows end in the last column.
+
+  The last column is the one that stays pending, so there are bucket(longest - 1) + 1 of them.
+
+  Args:
+    prompts: sequences of at least one position.
+    depth: R.
+
+  Returns:
+    tokens int32 [B, L], valid bool [B, L], positions int32 [B, L] (0 on padding), and
+    visual_position int32 [B, N] (-1 = empty) and codes int32 [B, N, R], where N may be 0.
+  """
+  columns = bucket(max(len(p.tokens) for p in prompts) - 1) + 1
+  most = max(len(p.visual_position) for p in prompts)
+  slots = bucket(most) if most else 0
+  rows = len(prompts)
+  tokens = np.zeros((rows, columns), np.int32)
+  valid = np.zeros((rows, columns), bool)
+  visual_position = np.full((rows, slots), -1, np.int32)
+  codes = np.zeros((rows, slots, depth), np.int32)
+  for i, prompt in enumerate(prompts):
+    pad, count = columns - len(prompt.tokens), len(prompt.visual_position)
+    tokens[i, pad:] = prompt.tokens
+    valid[i, pad:] = True
+    visual_position[i, :count] = prompt.visual_position + pad
+    if count:
+      codes[i, :count] = prompt.codes
+  positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.int32)
+  return dict(
+    tokens=tokens,
+    valid=valid,
+    positions=positions,
+    visual_position=visual_position,
+    codes=codes,
+  )
+
+
+def check_context(lengths: List[int], new: int, context: int) -> None:
+  """Refuses prompts that leave no room.
+
+  Raises:
+    ValueError: if a prompt and `new` further positions exceed `context`.
+  """
+  for i, length in enumerate(lengths):
+    if length + new > context:
+      raise ValueError(
+        f"prompt {i} has {length} positions; with {new} to generate that is {length + new}, and "
+        f"the model's context is {context}. Shorten the prompt or ask for fewer"
+      )
+
+
+def grow(caches: list[Cache], room: int) -> list[Cache]:
+  """Appends `room` empty columns to caches [B, L, K, C]."""
+  pad = ((0, 0), (0, room), (0, 0), (0, 0))
+  return [(jnp.pad(k, pad), jnp.pad(v, pad)) for k, v in caches]

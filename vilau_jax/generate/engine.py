@@ -1,0 +1,277 @@
+"""The compiled programs of decoding: prompt, text step, visual chunk, and whole-sequence scoring.
+
+Nothing branches on modality inside a program; the host switches between them (text.py, image.py,
+interleaved.py). A step reads the pending input embedding, so a prompt is run up to its last
+position only and every drawn token or position costs exactly one pass through the language model.
+Axis letters: B rows, L columns, M cache columns, N slots, D width, V vocabulary, Z code width,
+R residual depth, E entries; n outputs (with guidance B = 2n, conditional rows first).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilau_jax.config import VilaUConfig
+from vilau_jax.generate import sampling
+from vilau_jax.generate.cache import State, grow
+from vilau_jax.models import depth, llama
+from vilau_jax.models.vilau import VilaU, decoding_params
+
+
+def _compiled(*static: str, donate: tuple[str, ...] = ()):
+  return functools.partial(jax.jit, static_argnames=("config", *static), donate_argnames=donate)
+
+
+class Engine:
+  """Weights prepared for decoding, and the programs over them.
+
+  Stacks of layers are taken apart once: a step reads every weight once, and slices of a stack would
+  be copied first.
+
+  Attributes:
+    config: the model's, with the compute dtype of this machine.
+    params: decoding parameters on the device.
+    codebook: float32 [K, E, Z].
+    context: positions a row may have.
+    depth: R.
+    steps_at_once: visual positions a program call runs. On CPU products inside a loop take a slow
+      path (a step a call was twice as fast at 16 layers of 1024), elsewhere a call is a row of the
+      grid.
+  """
+
+  def __init__(self, config: VilaUConfig, variables: dict[str, Any]):
+    """Args: config and variables of a model that has a language model, and perhaps the rest."""
+    if jax.default_backend() == "cpu":  # XLA has no fast half precision there
+      config = dataclasses.replace(config, dtype="float32")
+    self.config = dataclasses.replace(config, remat="none")
+    names = ("llm", "projector", "depth", "visual_positions")
+    params = {k: variables["params"][k] for k in names if k in variables["params"]}
+    params = jax.tree.map(self._placed, decoding_params(params))
+    self.params = params
+    book = variables.get("quantizer", {}).get("codebook")
+    self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
+    self.context = int(config.llm.max_positions * config.llm.rope_scaling)
+    self.depth = config.tower.quantizer.depth if config.tower is not None else 0
+    on_cpu = jax.default_backend() == "cpu"
+    self.steps_at_once = 1 if on_cpu or config.tower is None else config.tower.grid
+
+  def _placed(self, leaf: Any) -> jax.Array:
+    if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
+      leaf = np.asarray(leaf).astype(np.float32)
+    return jnp.asarray(leaf)
+
+  def start(self, batch: dict[str, np.ndarray], room: int) -> State:
+    """Runs prompts (see cache.left_pad) and leaves `room` free columns behind them."""
+    return prefill(self.params, self.codebook, batch, config=self.config, room=room)
+
+  def text_step(self, state: State, draws: "Draws", switches: sampling.Switches):
+    """One token a row: new state, int32 [B], finite bool [B]. The state is donated."""
+    return text_step(self.params, state, draws, config=self.config, switches=switches)
+
+  def visual_chunk(
+    self, state: State, first: int, draws: "Draws", switches: sampling.Switches, steps: int
+  ):
+    """`steps` visual positions: new state, codes int32 [n, steps, R], finite bool [n].
+
+    The state is donated. `first` is the place of the first one in its run.
+    """
+    return visual_chunk(
+      self.params, self.codebook, state, np.int32(first), draws,
+      config=self.config, switches=switches, steps=steps,
+    )  # fmt: skip
+
+  def hidden(self, batch: dict[str, Any]) -> jax.Array:
+    """Hidden states of whole rows [B, L, D]; see `hidden_states`."""
+    return hidden_states(self.params, self.codebook, batch, config=self.config)
+
+  def text_logits(self, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V]."""
+    return text_logits(self.params, hidden, config=self.config)
+
+  def code_logits(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
+    """Teacher-forced: hidden [n, D] before each position and its codes [n, R] -> [n, R, E]."""
+    return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Draws:
+  """Randomness and settings of a step.
+
+  Attributes:
+    keys: one key an output [n].
+    numbers: int32 [n], how many positions the output has drawn before; the key of a draw is
+      fold_in(fold_in(key, number), depth).
+    values: traced settings, see sampling.Sampling.values.
+  """
+
+  keys: jax.Array
+  numbers: jax.Array
+  values: dict[str, Any]
+
+
+@_compiled("room")
+def prefill(params, codebook, batch, *, config: VilaUConfig, room: int) -> State:
+  """Fills caches with all but the last column of left-padded prompts (see cache.left_pad).
+
+  Returns:
+    A state whose cache has `room` free columns and whose pending embedding is the last column's.
+  """
+  valid, positions = batch["valid"], batch["positions"]
+  rows, columns = valid.shape
+  x = _inputs(params, codebook, batch, config)
+  length = columns - 1
+  dtype = jnp.dtype(config.dtype)
+  mask = valid[:, None, :length] & jnp.tril(jnp.ones((length, length), bool))
+  caches = llama.init_cache(config.llm, rows, length, dtype)
+  _, caches = _apply(
+    params, config, lambda m: m.llm.decode(x[:, :length], positions[:, :length], mask, caches, 0)
+  )
+  return State(
+    caches=grow(caches, room),
+    valid=jnp.pad(valid[:, :length], ((0, 0), (0, room))),
+    column=jnp.int32(length),
+    position=positions[:, -1],
+    pending=x[:, length:],
+  )
+
+
+@_compiled("switches", donate=("state",))
+def text_step(params, state: State, draws: Draws, *, config: VilaUConfig, switches):
+  """Reads the pending embedding, draws the next token and leaves its embedding pending.
+
+  Returns:
+    The new state, tokens int32 [B], finite bool [B].
+  """
+
+  def run(m: VilaU):
+    hidden, advanced = _read(m, state)
+    keys = sampling.fold(sampling.fold(draws.keys, draws.numbers), 0)
+    tokens, finite = sampling.draw(m.text_logits(hidden), keys, draws.values, switches)
+    return advanced.replace(pending=m.llm.embed(tokens[:, None])), tokens, finite
+
+  return _apply(params, config, run)
+
+
+@_compiled("switches", "steps", donate=("state",))
+def visual_chunk(
+  params, codebook, state: State, first, draws: Draws, *, config: VilaUConfig, switches, steps: int
+):
+  """Draws `steps` visual positions: a pass of the language model and R depth steps each.
+
+  Returns:
+    The new state, codes int32 [n, steps, R], finite bool [n].
+  """
+
+  def run(m: VilaU, state: State, i):
+    hidden, advanced = _read(m, state)
+    keys = sampling.fold(draws.keys, draws.numbers + i)
+    codes, finite = _draw_codes(m, codebook, hidden, keys, draws.values, switches)
+    both = jnp.concatenate([codes, codes]) if switches.guided else codes
+    index = jnp.broadcast_to(first + i, (both.shape[0], 1))
+    pending = m.embed_codes(codebook, both[:, None], index, index)
+    return advanced.replace(pending=pending), codes, finite
+
+  def step(state, i):
+    state, codes, finite = _apply(params, config, lambda m: run(m, state, i))
+    return state, (codes, finite)
+
+  if steps == 1:
+    state, (codes, finite) = step(state, jnp.int32(0))
+    return state, codes[:, None], finite
+  state, (codes, finite) = jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
+  return state, codes.swapaxes(0, 1), finite.all(axis=0)
+
+
+@_compiled()
+def hidden_states(params, codebook, batch, *, config: VilaUConfig) -> jax.Array:
+  """Final hidden states of whole rows, [B, L, D].
+
+  Args:
+    params: decoding parameters.
+    codebook: float32 [K, E, Z] or None.
+    batch: tokens [B, L], segment_ids [B, L] (0 = padding), positions [B, L] and, with pictures,
+      visual_position [B, N] and codes [B, N, R].
+    config: of the model.
+  """
+  x = _inputs(params, codebook, batch, config)
+  rows, length = batch["tokens"].shape
+  same = batch["segment_ids"][:, :, None] == batch["segment_ids"][:, None, :]
+  mask = same & jnp.tril(jnp.ones((length, length), bool))
+  scratch = llama.init_cache(config.llm, rows, length, jnp.dtype(config.dtype))
+  decode = lambda m: m.llm.decode(x, batch["positions"], mask, scratch, 0)  # noqa: E731
+  return _apply(params, config, decode)[0]
+
+
+@_compiled()
+def text_logits(params, hidden, *, config: VilaUConfig) -> jax.Array:
+  """[..., D] -> float32 [..., V]."""
+  return _apply(params, config, lambda m: m.text_logits(hidden))
+
+
+@_compiled()
+def code_logits(params, codebook, hidden, codes, *, config: VilaUConfig) -> jax.Array:
+  """Hidden states [n, D] before the positions and their codes [n, R] -> float32 [n, R, E]."""
+  logits = []
+
+  def given(step_logits, d):
+    logits.append(step_logits)
+    return codes[:, d]
+
+  _apply(params, config, lambda m: _depth_steps(m, codebook, hidden, given))
+  return jnp.stack(logits, axis=1)
+
+
+def _apply(params, config: VilaUConfig, run):
+  return nn.apply(run, VilaU(config))({"params": params})
+
+
+def _inputs(params, codebook, batch, config: VilaUConfig) -> jax.Array:
+  visual = batch.get("visual_position")
+  some = visual is not None and visual.shape[1] > 0
+  codes, visual = (batch["codes"], visual) if some else (None, None)
+  return _apply(params, config, lambda m: m.inputs(batch["tokens"], codes, visual, codebook))
+
+
+def _read(m: VilaU, state: State) -> tuple[jax.Array, State]:
+  """One pass of the language model over the pending embedding: hidden [B, D] and the state."""
+  valid = state.valid.at[:, state.column].set(True)
+  hidden, caches = m.llm.decode(
+    state.pending, state.position[:, None], valid[:, None], state.caches, state.column
+  )
+  advanced = state.replace(
+    caches=caches, valid=valid, column=state.column + 1, position=state.position + 1
+  )
+  return hidden[:, 0], advanced
+
+
+def _draw_codes(m: VilaU, codebook, hidden, keys, values, switches):
+  """The R codes of one position: hidden [B, D] -> int32 [n, R], finite bool [n]."""
+  codes, finite = [], []
+
+  def choose(logits, d):
+    code, ok = sampling.draw(logits, sampling.fold(keys, d), values, switches)
+    codes.append(code)
+    finite.append(ok)
+    return jnp.concatenate([code, code]) if switches.guided else code
+
+  _depth_steps(m, codebook, hidden, choose)
+  return jnp.stack(codes, axis=1), jnp.stack(finite).all(axis=0)
+
+
+def _depth_steps(m: VilaU, codebook, hidden, choose) -> None:
+  """Runs the depth transformer over the depths; `choose(logits [B, E], d)` gives the codes [B]."""
+  c = m.config
+  caches = depth.init_cache(c.depth, c.tower.quantizer, hidden.shape[0], jnp.dtype(c.dtype))
+  token, total = m.depth.from_hidden(hidden), 0.0
+  for d in range(c.tower.quantizer.depth):
+    features, caches = m.depth.step(token, d, caches)
+    code = choose(m.code_logits(features), d)
+    if d + 1 < c.tower.quantizer.depth:
+      total = total + codebook[0 if c.tower.quantizer.shared else d][code]
+      token = m.depth.from_codes(c.code_scale * total)

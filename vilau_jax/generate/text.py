@@ -1,0 +1,80 @@
+"""Text generation: batches of prompts of different lengths, one token a row and step."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as List
+
+import jax
+import numpy as np
+
+from vilau_jax.data.sequence import Sequence
+from vilau_jax.generate import sampling
+from vilau_jax.generate.cache import bucket, check_context, left_pad
+from vilau_jax.generate.engine import Draws, Engine
+
+
+def stream(
+  engine: Engine,
+  prompts: List[Sequence],
+  wish: sampling.Sampling,
+  seeds: List[int],
+  *,
+  max_new_tokens: int,
+  stop: List[int],
+  drawn: List[int] | None = None,
+) -> Iterator[np.ndarray]:
+  """Yields one step at a time: the next id of every row, -1 for rows that have stopped.
+
+  Args:
+    engine: the model.
+    prompts: B sequences.
+    wish: how to draw; guidance is not defined for text.
+    seeds: one a prompt.
+    max_new_tokens: at most so many steps.
+    stop: ids that end a row; they are yielded.
+    drawn: per prompt, how many positions were drawn for it before (for its keys).
+
+  Raises:
+    ValueError: if a prompt and max_new_tokens exceed the context, or logits are not finite.
+  """
+  if max_new_tokens < 1:
+    raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+  check_context([len(p.tokens) for p in prompts], max_new_tokens, engine.context)
+  rows = bucket(len(prompts), 1)
+  filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
+  before = np.zeros(rows, np.int32)
+  if drawn is not None:
+    before[: len(prompts)] = drawn
+  entries = engine.config.llm.vocab_size
+  switches, values = wish.switches(entries), wish.values(entries)
+  keys = sampling.output_keys([*seeds, *[0] * (rows - len(prompts))])
+  state = engine.start(left_pad(filled, engine.depth), room=bucket(max_new_tokens))
+  running = np.ones(len(prompts), bool)
+  for i in range(max_new_tokens):
+    state, tokens, finite = engine.text_step(state, Draws(keys, before + i, values), switches)
+    tokens, finite = jax.device_get((tokens, finite))
+    check_finite(finite[: len(prompts)], f"token {i}", "prompt")
+    step = np.where(running, tokens[: len(prompts)], -1)
+    yield step
+    running &= ~np.isin(step, stop)
+    if not running.any():
+      return
+
+
+def complete(engine: Engine, prompts: List[Sequence], *args, **kwargs) -> list[list[int]]:
+  """Runs `stream` to its end: the new ids of every prompt, with the stop id if it came."""
+  steps = np.stack(list(stream(engine, prompts, *args, **kwargs)), axis=1)
+  return [[int(t) for t in row if t >= 0] for row in steps]
+
+
+def check_finite(finite: np.ndarray, where: str, what: str) -> None:
+  """Refuses to go on with broken weights or an overflow.
+
+  Raises:
+    ValueError: naming the rows.
+  """
+  if not finite.all():
+    rows = np.flatnonzero(~finite).tolist()
+    raise ValueError(
+      f"the model's logits are not finite (NaN or infinity) at {where}, {what}s {rows[:10]}: "
+      "its weights are damaged, or the compute dtype overflows (try float32)"
+    )
