@@ -137,7 +137,7 @@ def test_video_files_and_folders(tmp_path):
 def test_bad_videos_are_refused(tmp_path, source):
   (tmp_path / "folder").mkdir()
   (tmp_path / "text.mp4").write_text("no video")
-  with pytest.raises(ValueError, match="no video|no pictures|not a video|at least one frame"):
+  with pytest.raises(ValueError, match=r"no video|no pictures|not a video|at least one frame"):
     media.read_video(tmp_path / source if isinstance(source, str) else source, 2)
 
 

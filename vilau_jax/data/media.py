@@ -1,4 +1,4 @@
-"""Pictures and videos: opened with limits, made square for the tower, written, laid out in sheets."""
+"""Pictures and videos: opened with limits, made square, written, laid out in sheets."""
 
 import io
 import os
@@ -45,7 +45,9 @@ def open_image(source: Source) -> Image.Image:
   except UnidentifiedImageError as error:
     raise ValueError(f"{name} is not a picture that can be read") from error
   except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
-    raise ValueError(f"{name} has too many pixels, at most {MAX_PIXELS} are read: {error}") from error
+    raise ValueError(
+      f"{name} has too many pixels, at most {MAX_PIXELS} are read: {error}"
+    ) from error
   except (OSError, SyntaxError, EOFError) as error:
     raise ValueError(f"{name} is a broken or cut-off picture: {error}") from error
 
@@ -274,9 +276,7 @@ def contact_sheet(
     raise ValueError("a contact sheet needs pictures")
   if captions is not None and len(captions) != len(opened):
     raise ValueError(f"{len(captions)} captions for {len(opened)} pictures")
-  opened = [
-    i.resize((i.width * scale, i.height * scale), Image.Resampling.NEAREST) for i in opened
-  ]
+  opened = [i.resize((i.width * scale, i.height * scale), Image.Resampling.NEAREST) for i in opened]
   width, height = max(i.width for i in opened), max(i.height for i in opened)
   font = ImageFont.load_default(size=11)
   wrapped = [_wrap(text, font, width) for text in captions] if captions is not None else []

@@ -168,7 +168,7 @@ def put_codes(record: dict[str, Any], codes: np.ndarray, tower_id: str, name: st
     ValueError: if a code needs more than 16 bits.
   """
   codes = np.asarray(codes)
-  if codes.ndim != 3 or codes.size and not 0 <= codes.min() <= codes.max() < 2**16:
+  if codes.ndim != 3 or (codes.size and not 0 <= codes.min() <= codes.max() < 2**16):
     raise ValueError(f"codes must be [images,T,R] of 0..65535, got shape {codes.shape}")
   record[name] = codes.astype("<u2").tobytes()
   record[f"{name}_shape"] = list(codes.shape)

@@ -7,6 +7,7 @@ first visual slot are predicted from the position before it (the start marker).
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -117,9 +118,13 @@ def measure(
   rng: np.random.Generator | None = None,
 ) -> tuple[int, int, int]:
   """The `size` of the sequence that from_record builds; the record needs codes_shape only."""
+  return _measure(_spans(record, form, settings, rng), tokenizer)
+
+
+def _measure(spans: Iterable[C.Span], tokenizer: Tokenizer) -> tuple[int, int, int]:
   tokens, slots, targets = 1, 0, 0
   opens = True
-  for span in _spans(record, form, settings, rng):
+  for span in spans:
     if isinstance(span.content, str):
       tokens += len(tokenizer.encode(span.content, prefix=opens))
       opens = False
@@ -128,6 +133,32 @@ def measure(
       tokens, slots, targets = tokens + count, slots + count, targets + count * span.supervised
       opens = True
   return tokens, slots, targets
+
+
+def largest(
+  record: Mapping[str, Any], form: str, tokenizer: Tokenizer, settings: SequenceSettings
+) -> tuple[int, int, int]:
+  """The largest `measure` of everything that may be drawn."""
+  if form not in ("i2t", "v2t") or not settings.is_random(form):
+    return measure(record, form, tokenizer, settings)
+  turns = _questions(record, form, dataclasses.replace(settings, max_turns=0), None)
+  visuals = [part for part in turns[0].parts if isinstance(part, C.Visual)]
+  render = functools.partial(
+    C.render, system_prompt=settings.system_prompt, markers=settings.markers, training=True
+  )
+  pairs = [(asked.parts[-1], answered) for asked, answered in zip(turns[::2], turns[1::2])]
+  opening = [[C.turn(C.USER, *visuals, question), answered] for question, answered in pairs]
+  first = [_measure(render(turns), tokenizer) for turns in opening]
+  later = [
+    _measure(render([*opening[0], C.turn(C.USER, question), answered]), tokenizer)[0] - first[0][0]
+    for question, answered in pairs
+  ]
+  count = (settings.max_turns or len(pairs)) - 1
+  tokens = max(
+    opens[0] + sum(sorted(later[:j] + later[j + 1 :], reverse=True)[:count])
+    for j, opens in enumerate(first)
+  )
+  return tokens, *first[0][1:]
 
 
 def prompt(
