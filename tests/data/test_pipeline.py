@@ -134,7 +134,7 @@ def test_largest_bounds_every_draw(root):
 
 
 def test_samples_longer_than_a_row_are_left_out_visibly(root, caplog):
-  data = config(root, forms=("t2i",), length=48)
+  data = config(root, forms=("t2i",), length=34)
   found = dataset(root, data=data, settings=sequence.SequenceSettings(system_prompt="", frames=2))
   assert "are left out" in caplog.text
   for i in range(6):
