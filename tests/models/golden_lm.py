@@ -152,7 +152,7 @@ def codebook() -> np.ndarray:
 
 
 def rows(arrays: dict[str, np.ndarray], pad_left: bool = False) -> dict[str, np.ndarray]:
-  """The padded (evaluation) layout of a 06 batch as our batch dict, plus image_target [B, N]."""
+  """The padded (evaluation) layout of a 06 batch as our batch dict."""
   t, vocab = config().tower.image_tokens, config().llm.vocab_size
   pool = load("02_vision_tower")["pool_codes"].reshape(-1, t, 4)
   labels = arrays["exp_labels"]
@@ -178,7 +178,7 @@ def rows(arrays: dict[str, np.ndarray], pad_left: bool = False) -> dict[str, np.
 
 def packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The packed (training) layout: longest sample first, next fit into rows of the padded width."""
-  t, length = config().tower.image_tokens, arrays["exp_labels"].shape[1]
+  length = arrays["exp_labels"].shape[1]
   whole, bins, free = rows(arrays), [], 0
   lengths = whole["segment_ids"].sum(1)
   for r in np.argsort(-lengths):
@@ -193,11 +193,11 @@ def packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       free = length
     bins[-1].append(sample)
     free -= n
-  assert t == 16
   return stack(bins, length, config().llm.vocab_size)
 
 
 def stack(bins: list[list[tuple]], length: int, vocab: int) -> dict[str, np.ndarray]:
+  """Rows of samples (tokens, visual places, codes, expanded labels, padding on the left)."""
   b = len(bins)
   slots = max(1, max(sum(len(s[1]) for s in row) for row in bins))
   batch = {

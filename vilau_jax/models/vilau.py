@@ -5,6 +5,7 @@ needed here. Axis letters: B batch, L sequence, D width, V text vocabulary, N vi
 T visual positions of an image, R residual depth, E codebook entries, Z code width.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from vilau_jax.layers.stack import unstack
 from vilau_jax.models import quantizer
 from vilau_jax.models.depth import DepthTransformer
 from vilau_jax.models.llama import Llama
+from vilau_jax.models.tower import Tower
 
 PROJECTOR_LAYERS = {"mlp3x_gelu": 3, "mlp2x_gelu": 2, "linear": 1, "identity": 0}
 
@@ -99,7 +101,7 @@ class VilaU(nn.Module):
         self.visual_positions = VisualPositions(
           c.tower.image_tokens, c.video_frames, c.llm.width, **fields
         )
-    if c.depth is not None and c.tower is not None:
+    if c.depth is not None and c.llm is not None and c.tower is not None:
       self.depth = DepthTransformer(c.depth, c.tower.quantizer, remat=c.remat, **fields)
 
   def embed_codes(
@@ -202,14 +204,25 @@ class VilaU(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """All logits of a batch: float32 [B, L, V] and [B, N, R, E].
 
-    The plain statement of the model, for initialisation, scoring and tests. Training gathers the
-    supervised positions first.
+    The plain statement of the model, for scoring and tests. Training gathers the supervised
+    positions first.
     """
     rows = ("tokens", "codes", "visual_position", "segment_ids", "positions")
     hidden = self.hidden(*(batch[k] for k in rows), codebook)
     before = previous(hidden, batch["visual_position"])
     features = self.visual_features(before, batch["codes"], codebook)
     return self.text_logits(hidden), self.code_logits(features)
+
+  def touch(self, codes: jax.Array | None, codebook: jax.Array | None) -> None:
+    """Uses every submodule once, whichever exist, so that `init` creates their parameters."""
+    c, row = self.config, jnp.zeros((1, 2), jnp.int32)
+    if c.llm is None:
+      return
+    hidden = self.hidden(row, None, None, row, row, None)[:, :1]
+    if c.tower is not None:
+      self.embed_codes(codebook, codes, row[:, :1])
+    if c.tower is not None and c.depth is not None:
+      self.code_logits(self.visual_features(hidden, codes, codebook))
 
 
 def run_index(visual_position: jax.Array) -> jax.Array:
@@ -230,24 +243,60 @@ def previous(hidden: jax.Array, visual_position: jax.Array) -> jax.Array:
 
 
 def init(config: VilaUConfig, key: jax.Array) -> dict[str, Any]:
-  """Boxed parameters {"llm", "projector", "depth", ["visual_positions"]} of a complete model.
+  """Boxed parameters {"llm", "projector", "depth", ["visual_positions"]}, as far as they exist.
 
-  Call it under jit or eval_shape; a large model is never built on one device.
-
-  Raises:
-    ValueError: if the config lacks a component.
+  Call it under jit (with shardings) or eval_shape; a large model is never built on one device.
   """
-  missing = [k for k in ("tower", "llm", "depth") if getattr(config, k) is None]
-  if missing:
-    raise ValueError(f"model {config.name!r} lacks {', '.join(missing)}; VILA-U needs all of them")
-  codes = config.tower.quantizer
-  books = 1 if codes.shared else codes.depth
-  codebook = jnp.zeros((books, codes.entries, quantizer.code_width(codes)))
-  row = jnp.zeros((1, 2), jnp.int32)
-  batch = dict(tokens=row, positions=row, segment_ids=row)
-  batch["visual_position"] = jnp.ones((1, 1), jnp.int32)
-  batch["codes"] = jnp.zeros((1, 1, codes.depth), jnp.int32)
-  return VilaU(config).init(key, batch, codebook)["params"]
+  codebook, codes = None, None
+  if config.tower is not None:
+    codes = config.tower.quantizer
+    tables = 1 if codes.shared else codes.depth
+    codebook = jnp.zeros((tables, codes.entries, quantizer.code_width(codes)))
+    codes = jnp.zeros((1, 1, codes.depth), jnp.int32)
+  return VilaU(config).init(key, codes, codebook, method="touch").get("params", {})
+
+
+def abstract_variables(config: VilaUConfig) -> dict[str, Any]:
+  """Shapes, dtypes and logical axes of a whole model, tower and codebook included.
+
+  Returns:
+    Boxed ShapeDtypeStructs {"params": {...}, "quantizer": {...}}; components that the config lacks
+    are absent keys.
+  """
+
+  def build(key):
+    variables = {"params": init(config, key)}
+    if config.tower is not None:
+      side = config.tower.image_size
+      tower = Tower(config.tower).init(key, jnp.zeros((1, side, side, 3)))
+      variables["params"]["tower"] = tower["params"]
+      variables["quantizer"] = tower["quantizer"]
+    return variables
+
+  return jax.eval_shape(build, jax.random.key(0))
+
+
+def describe_parameters(config: VilaUConfig) -> dict[str, int]:
+  """Parameters by component, and "total"; nothing is allocated.
+
+  Padded vocabulary rows and the codebook's moving averages are not counted: no checkpoint carries
+  the first, and no gradient or forward pass uses the second.
+  """
+  if config.llm is not None:
+    config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab_multiple=1))
+  variables = nn.unbox(abstract_variables(config))
+  parts = {k: v for k, v in variables["params"].items() if k != "tower"}
+  for name, tree in variables["params"].get("tower", {}).items():
+    group = {"quant": "encoder", "logit_scale": "logit", "logit_bias": "logit"}.get(name, name)
+    parts[group] = (parts.get(group), tree)
+  if "quantizer" in variables:
+    parts["codebook"] = variables["quantizer"]["codebook"]
+  order = ("vision", "text", "encoder", "codebook", "post_quant", "decoder", "logit")
+  order += ("projector", "visual_positions", "llm", "depth")
+  counts = {
+    k: sum(math.prod(a.shape) for a in jax.tree.leaves(parts[k])) for k in order if k in parts
+  }
+  return counts | {"total": sum(counts.values())}
 
 
 def decoding_params(params: dict[str, Any]) -> dict[str, Any]:
