@@ -5,7 +5,7 @@ the mesh sizes choose the strategy: a size of 1 turns an axis off. There is no s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -49,15 +49,28 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  context: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """Builds the device mesh; one size may be -1 and takes what the others leave.
+
+  Args:
+    data: copies of the parameters, each with its share of the batch.
+    fsdp: devices that share a copy and its batch.
+    tensor: devices that share the products of a layer.
+    context: devices that share a sequence.
+    devices: the devices to use; None uses all of the job.
 
   Raises:
     ValueError: if the sizes do not multiply to the number of devices.
   """
   sizes = [data, fsdp, tensor, context]
   shape = dict(zip(MESH_AXES, sizes))
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise ValueError(f"mesh {shape}: sizes are positive, and at most one may be -1")
   if -1 in sizes:
@@ -67,7 +80,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) 
     sizes[sizes.index(-1)] = count // rest
   if math.prod(sizes) != count:
     raise ValueError(f"mesh {shape} needs {math.prod(sizes)} devices, this job has {count}")
-  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
 
 
 def _check(names: tuple[str | None, ...], ndim: int) -> None:
