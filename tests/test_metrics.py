@@ -1,0 +1,48 @@
+"""Logs of a run: means, resumption, and the step at which something went wrong."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vilau_jax import metrics
+
+
+def open_writer(path, **changes):
+  fields = dict(start=0, steps=6, every=2, batch_size=4, unit="rows")
+  return metrics.MetricWriter(path, **(fields | changes))
+
+
+def read(path):
+  return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_means_are_written_and_a_resumed_run_replaces_what_it_repeats(tmp_path, capsys):
+  writer = open_writer(tmp_path)
+  for step in (1, 2, 3, 4):
+    writer.add(step, {"loss": jnp.float32(step), "loss_code": jnp.full(2, step)})
+  writer.close()
+  lines = read(tmp_path)
+  assert [(x["step"], x["loss"], x["loss_code/2"]) for x in lines] == [(2, 1.5, 1.5), (4, 3.5, 3.5)]
+  assert "step 4/6" in capsys.readouterr().out
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 5, "lo')
+  writer = open_writer(tmp_path, start=2)
+  writer.add(3, {"loss": jnp.float32(10)})
+  writer.add(4, {"loss": jnp.float32(20)})
+  writer.close()
+  assert [(x["step"], x["loss"]) for x in read(tmp_path)] == [(2, 1.5), (4, 15.0)]
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_what_is_not_finite_is_named_with_its_step(tmp_path):
+  writer = open_writer(tmp_path, every=4)
+  writer.add(1, {"loss": jnp.float32(1), "loss_text": jnp.float32(1)})
+  writer.add(2, {"loss": jnp.float32(np.nan), "loss_text": jnp.float32(np.inf)})
+  writer.add(3, {"loss": jnp.float32(np.nan), "loss_text": jnp.float32(np.nan)})
+  with pytest.raises(metrics.NonFiniteError, match="step 2: loss, loss_text not finite"):
+    writer.check()
+  with pytest.raises(metrics.NonFiniteError, match="step 2"):
+    writer.add(4, {"loss": jnp.float32(1), "loss_text": jnp.float32(1)})
+  writer.close()
