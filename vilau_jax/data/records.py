@@ -356,6 +356,24 @@ class Records:
     return ranges
 
 
+def is_finished(directory: str | os.PathLike, info: Mapping[str, Any]) -> bool:
+  """Whether a directory holds the records that a writer with this info would write.
+
+  Raises:
+    ValueError: if it holds others.
+  """
+  path = pathlib.Path(directory)
+  if not path.exists() or not any(path.iterdir()):
+    return False
+  found = read_info(path)["info"]
+  if found != json.loads(json.dumps(info)):
+    raise ValueError(
+      f"{path} holds records of other settings ({json.dumps(found)}); remove it or choose another "
+      "output"
+    )
+  return True
+
+
 def read_info(directory: str | os.PathLike) -> dict[str, Any]:
   """dataset_info.json of a directory of records.
 
