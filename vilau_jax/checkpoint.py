@@ -30,7 +30,7 @@ Flat = dict[tuple[str, ...], Any]
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """What a model directory or a workdir holds; `variables` are numpy arrays, not yet on a device."""
+  """What a model directory or workdir holds; `variables` are numpy arrays, not yet on a device."""
 
   config: VilaUConfig
   variables: dict[str, Any]
@@ -229,6 +229,27 @@ def save_frozen(workdir: _Path, variables: Mapping[str, Any], identity: str | No
     return
   _write_tree(frozen / "variables", dict(variables))
   write_json(frozen / "hash.json", {"tower_id": identity})
+
+
+def frozen_tower_id(workdir: _Path) -> str | None:
+  """The tower_id that save_frozen wrote."""
+  return json.loads((epath.Path(workdir) / "frozen" / "hash.json").read_text())["tower_id"]
+
+
+def load_frozen(workdir: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads the part of frozen/ that `abstract` names, placed as its shardings say."""
+  want = traverse_util.flatten_dict(dict(abstract))
+  where = epath.Path(workdir).absolute() / "frozen" / "variables"
+  stored = _metadata(where) if want else {}
+  return traverse_util.unflatten_dict(_read({k: (where, k, stored[k]) for k in want}, want))
+
+
+def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
+  """The tower in frozen/: {"params": {"tower"}, "quantizer"} as numpy."""
+  where = epath.Path(workdir).absolute() / "frozen" / "variables"
+  wanted = {k: (where, k, leaf) for k, leaf in _metadata(where).items()
+            if k[0] == "quantizer" or k[:2] == ("params", "tower")}  # fmt: skip
+  return traverse_util.unflatten_dict(_read(wanted))
 
 
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:

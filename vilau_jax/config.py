@@ -271,7 +271,11 @@ class VilaUConfig:
       raise ValueError(
         f"unknown preset {preset!r}{_nearest(preset, PRESETS)}; known: {sorted(PRESETS)}"
       )
-    return cls.from_dict(_merge(PRESETS[preset].to_dict(), overrides))
+    return PRESETS[preset].with_overrides(**overrides)
+
+  def with_overrides(self, **overrides: Any) -> "VilaUConfig":
+    """A copy with nested overrides; see from_preset."""
+    return self.from_dict(_merge(self.to_dict(), overrides))
 
 
 def _nearest(word: str, known) -> str:

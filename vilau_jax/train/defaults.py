@@ -15,8 +15,9 @@ def _shared() -> ConfigDict:
   # every, keep: in steps and number of checkpoints; keep_every: multiples of it stay for good.
   c.ckpt = dict(every=500, keep=2, keep_every=0)
   c.log = dict(every=50, samples_every=1000)
-  # Component ("whole", "tower", "vision", "text", "decoder", "llm", ...) -> directory.
+  # Component ("whole", "tower", "siglip", "decoder", "llm", ...) -> directory of a model.
   c.init_from = dict()
+  c.runs = ""  # directory of sibling runs, for configs that build on each other
   # code_scale "auto": 1 / standard deviation of the tower's code sums, measured at the start.
   c.code_scale = "preset"
   return c
@@ -72,6 +73,7 @@ def tower() -> ConfigDict:
     root="",
     mixture=(),
     tower_tokenizer="",
+    tokenizer_size=0,  # > 0: without a file, one of so many pieces is trained on the records
     canon="lower",
     augment="mix",
     threads=8,
@@ -84,6 +86,7 @@ def lm() -> ConfigDict:
   """Fields of a stage "lm" experiment: pre-training and fine-tuning."""
   c = _shared()
   c.stage, c.steps, c.batch_size = "lm", 6_000, 4096
+  c.log.prompts = ()  # what samples are drawn for
   c.model = dict(preset="vilau_7b_256", dtype="bfloat16", remat="nothing_saveable")
   c.optim = _optim(peak_lr=5e-5, warmup=180)
   c.optim.freeze = ()
@@ -97,10 +100,13 @@ def lm() -> ConfigDict:
   c.data = dict(
     root="",
     mixture=(),
+    codes="",  # where the mixture's paths begin, if not at root
     tokenizer="",
+    tokenizer_size=0,  # > 0: without a file, one of so many pieces is trained on the records
     cfg_dropout=0.1,
     max_turns=0,
     shuffle_turns=False,
+    caption_turn=False,
     threads=8,
     workers=0,
   )

@@ -1,0 +1,301 @@
+"""From a config to everything a run needs: tokenizers, the resolved model, the data, the guards."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from vilau_jax import checkpoint
+from vilau_jax.config import VilaUConfig
+from vilau_jax.data import pipeline
+from vilau_jax.data.records import Records
+from vilau_jax.data.sequence import SequenceSettings
+from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
+from vilau_jax.models import quantizer
+
+# Keys that may differ when a workdir is opened again: how long, how often, on what and from where.
+CHANGEABLE = ("steps", "log", "ckpt", "mesh", "runs", "data.root", "data.codes", "data.threads",
+              "data.workers")  # fmt: skip
+
+
+@dataclasses.dataclass
+class Experiment:
+  """A resolved run.
+
+  Attributes:
+    config: the experiment.
+    model: the architecture, with what the tokenizer and the tower decide filled in.
+    workdir: where it lives.
+    tower: variables {"params": {"tower"}, "quantizer"} as numpy (stage "lm", first start), or None.
+    tower_id: of the codes (stage "lm"), or None.
+    tokenizer: of the stage's texts, or None where there are none.
+  """
+
+  config: ConfigDict
+  model: VilaUConfig
+  workdir: epath.Path
+  tower: dict[str, Any] | None
+  tower_id: str | None
+  tokenizer: Tokenizer | TowerTokenizer | None
+
+  def dataset(self, index: int, count: int, batch_size: int = 0) -> grain.MapDataset:
+    """Element i is part `index` of `count` of step i's batch (of another size where given)."""
+    c = self.config
+    common = dict(
+      batch_size=batch_size or c.batch_size, seed=c.seed, process_index=index, process_count=count
+    )
+    if c.stage == "tower":
+      side = self.model.tower.image_size
+      return pipeline.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
+    return pipeline.lm_dataset(
+      data_of(c),
+      self.settings,
+      self.tokenizer,
+      self.model.tower.quantizer.depth,
+      tower_id=self.tower_id,
+      **common,
+    )
+
+  @property
+  def settings(self) -> SequenceSettings:
+    """How records become sequences."""
+    names = ("cfg_dropout", "max_turns", "shuffle_turns", "caption_turn")
+    return SequenceSettings.from_model(self.model, **{n: self.config.data[n] for n in names})
+
+
+def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
+  """Opens or starts the run in `workdir`; writes config.json and the tokenizers when it starts.
+
+  Raises:
+    ValueError: if the workdir belongs to another experiment, something needed is not given, or
+      parts do not fit together.
+  """
+  if config.stage not in ("tower", "lm"):
+    raise ValueError(f"config.stage must be 'tower' or 'lm', got {config.stage!r}")
+  workdir = epath.Path(workdir)
+  started = (workdir / "config.json").exists()
+  if started:
+    check_same(checkpoint.read_config(workdir), config, workdir)
+  elif workdir.exists() and any(p.suffix != ".model" for p in workdir.iterdir()):
+    raise ValueError(f"workdir {workdir} is neither empty nor a run (it has no config.json)")
+  workdir.mkdir(parents=True, exist_ok=True)
+  make = _tower_experiment if config.stage == "tower" else _lm_experiment
+  return make(config, workdir, started)
+
+
+def check_same(stored: dict[str, Any], config: ConfigDict, workdir: epath.Path) -> None:
+  """Compares the experiment of a workdir with the one asked for.
+
+  Raises:
+    ValueError: listing the keys that differ.
+  """
+  before, now = _flat(stored.get("experiment", {})), _flat(jsonable(config))
+  differing = []
+  for key in sorted(before.keys() | now.keys()):
+    allowed = any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE)
+    if not allowed and before.get(key) != now.get(key):
+      differing.append(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now")
+  if differing:
+    raise ValueError(
+      f"workdir {workdir} holds another experiment:\n  " + "\n  ".join(differing)
+      + "\ngive another --workdir, or the config it was started with"
+    )  # fmt: skip
+
+
+def jsonable(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain dicts and lists."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+  return plain(config.to_dict())
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def data_of(config: ConfigDict) -> dict[str, Any]:
+  """config.data with the mixture's paths below data.codes (stage "lm", where given) or data.root.
+
+  Raises:
+    ValueError: for an empty mixture or a directory that is not there.
+  """
+  data = config.data.to_dict()
+  root = data.get("codes") or data["root"]
+  mixture = [dict(entry, path=os.path.join(root, entry["path"])) for entry in data["mixture"]]
+  if not mixture:
+    raise ValueError("data.mixture is empty: it needs dict(path=.., weight=.., form=..) entries")
+  for entry in mixture:
+    if not epath.Path(entry["path"]).exists():
+      parent = epath.Path(entry["path"]).parent
+      near = [p.name for p in parent.iterdir()] if parent.exists() else []
+      match = difflib.get_close_matches(os.path.basename(entry["path"]), near, 1)
+      hint = f" (did you mean {match[0]!r}?)" if match else ""
+      raise ValueError(f"data.mixture: no records at {entry['path']}{hint}; see data.root")
+  return data | {"mixture": mixture}
+
+
+def _texts(config: ConfigDict) -> Iterable[str]:
+  """All texts of the mixture."""
+  for path in dict.fromkeys(entry["path"] for entry in data_of(config)["mixture"]):
+    for record in Records(path):
+      yield record.get("caption", "")
+      yield from record.get("conversations_value", ())
+      yield from record.get("sentences", ())
+
+
+def _tokenizer_file(
+  config: ConfigDict, workdir: epath.Path, given: str, donors: Iterable[str], name: str
+) -> epath.Path:
+  """The tokenizer inside the workdir: already there, given, from a model in init_from, or trained
+  on the mixture's texts where data.tokenizer_size allows."""
+  target = workdir / name
+  if target.exists():
+    return target
+  sources = [given] if given else []
+  sources += [d for d in (os.path.join(d, name) for d in donors) if epath.Path(d).exists()]
+  if jax.process_index() == 0:
+    if sources:
+      if not epath.Path(sources[0]).exists():
+        raise ValueError(f"no tokenizer at {sources[0]}")
+      target.write_bytes(epath.Path(sources[0]).read_bytes())
+    elif config.data.tokenizer_size:
+      train_tokenizer(_texts(config), target, config.data.tokenizer_size)
+  if not sources and not config.data.tokenizer_size:
+    option = "data.tokenizer" if name == checkpoint.TOKENIZER else "data.tower_tokenizer"
+    raise ValueError(
+      f"{option} names no file; give one, or data.tokenizer_size to train one on the records"
+    )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"written {name}")
+  return target
+
+
+def _vocabulary(wanted: int, tokenizer: Any, field: str) -> int:
+  """`wanted`, or the tokenizer's own size when it is 0."""
+  if wanted not in (0, tokenizer.vocab_size):
+    raise ValueError(
+      f"{field} is {wanted}, but the tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids; "
+      "0 takes the tokenizer's"
+    )
+  return tokenizer.vocab_size
+
+
+def _finish(
+  config: ConfigDict, model: VilaUConfig, workdir: epath.Path, started: bool
+) -> VilaUConfig:
+  """The model as the workdir has it; written there when the run starts."""
+  if started:
+    return VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+  stored = {"format_version": checkpoint.FORMAT_VERSION, "model": model.to_dict()}
+  checkpoint.write_json(workdir / "config.json", stored | {"experiment": jsonable(config)})
+  return model
+
+
+def _tower_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Experiment:
+  model = VilaUConfig.from_preset(**config.model.to_dict())
+  if model.tower is None:
+    raise ValueError(f"model.preset {config.model.preset!r} has no tower to train")
+  tokenizer = None
+  if config.loss.contrastive:
+    donors = config.init_from.to_dict().values()
+    file = _tokenizer_file(
+      config, workdir, config.data.tower_tokenizer, donors, checkpoint.TOWER_TOKENIZER
+    )
+    text = model.tower.text
+    tokenizer = TowerTokenizer(file, text.length, config.data.canon)
+    size = _vocabulary(text.vocab_size, tokenizer, "model.tower.text.vocab_size")
+    text = dataclasses.replace(text, vocab_size=size)
+    model = dataclasses.replace(model, tower=dataclasses.replace(model.tower, text=text))
+  model = dataclasses.replace(model, llm=None, depth=None)
+  model = _finish(config, model, workdir, started)
+  return Experiment(config, model, workdir, None, None, tokenizer)
+
+
+def _lm_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Experiment:
+  init_from = config.init_from.to_dict()
+  source = init_from.get("tower") or init_from.get("whole")
+  if not source:
+    raise ValueError("stage 'lm' needs init_from.tower (or init_from.whole): a directory with the "
+                     "tower whose codes it learns")  # fmt: skip
+  donors = [init_from[k] for k in ("whole", "llm") if k in init_from]
+  file = _tokenizer_file(config, workdir, config.data.tokenizer, donors, checkpoint.TOKENIZER)
+  tokenizer = Tokenizer(file)
+  if started and (workdir / "frozen" / "hash.json").exists():
+    model = VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+    identity = checkpoint.frozen_tower_id(workdir)
+    return Experiment(config, model, workdir, None, identity, tokenizer)
+  loaded = checkpoint.load_model(source)
+  if loaded.config.tower is None:
+    raise ValueError(f"{source} holds no tower; init_from.tower must name one")
+  checkpoint.copy_tokenizers(workdir, None, loaded.tower_tokenizer_path)
+  model = _lm_model(config, loaded, whole="whole" in init_from)
+  size = _vocabulary(model.llm.vocab_size, tokenizer, "model.llm.vocab_size")
+  model = dataclasses.replace(model, llm=dataclasses.replace(model.llm, vocab_size=size))
+  tower = {
+    "params": {"tower": loaded.variables["params"]["tower"]},
+    "quantizer": loaded.variables["quantizer"],
+  }
+  identity = checkpoint.tower_id(tower)
+  experiment = Experiment(config, model, workdir, tower, identity, tokenizer)
+  if config.code_scale == "auto":
+    scale = _measured_scale(experiment)
+    experiment.model = dataclasses.replace(model, code_scale=scale)
+  elif config.code_scale != "preset":
+    raise ValueError(f"code_scale must be 'preset' or 'auto', got {config.code_scale!r}")
+  experiment.model = _finish(config, experiment.model, workdir, started)
+  return experiment
+
+
+def _lm_model(config: ConfigDict, loaded: checkpoint.LoadedModel, whole: bool) -> VilaUConfig:
+  """The preset with the tower that is really there; a whole model keeps its own architecture and
+  takes only config.model's overrides."""
+  overrides = config.model.to_dict()
+  preset = overrides.pop("preset")
+  if whole:
+    if loaded.config.name != preset:
+      raise ValueError(
+        f"model.preset is {preset!r}, but {loaded.path} was made from {loaded.config.name!r}"
+      )
+    return loaded.config.with_overrides(**overrides)
+  model = VilaUConfig.from_preset(preset, **overrides)
+  if model.llm is None or model.depth is None or model.tower is None:
+    raise ValueError(f"model.preset {preset!r} is not a whole model")
+  there, wanted = (_flat(m.to_dict()["tower"]) for m in (loaded.config, model))
+  differing = [
+    f"tower.{key}: {there.get(key)!r} there, {value!r} in the preset"
+    for key, value in wanted.items()
+    if there.get(key) != value and not (key == "text.vocab_size" and value == 0)
+  ]
+  if differing:
+    raise ValueError(
+      f"{loaded.path} is not the tower of preset {preset!r}:\n  " + "\n  ".join(differing)
+    )
+  return dataclasses.replace(model, tower=loaded.config.tower)
+
+
+def _measured_scale(experiment: Experiment) -> float:
+  """1 / standard deviation of the sums of codewords, over the pictures of the first 64 rows."""
+  batch = experiment.dataset(0, 1, batch_size=64)[0]
+  codes = batch["codes"][batch["visual_position"] >= 0]
+  if not len(codes):
+    raise ValueError("code_scale 'auto': the first batch has no pictures; give a number instead")
+  sums = quantizer.embed(jax.numpy.asarray(experiment.tower["quantizer"]["codebook"]), codes)
+  return float(f"{1 / float(np.std(np.asarray(sums))):.4g}")
