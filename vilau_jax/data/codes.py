@@ -1,6 +1,7 @@
 """Writes a tower's codes into records, shard by shard."""
 
 import concurrent.futures
+import hashlib
 import json
 import os
 import pathlib
@@ -78,7 +79,7 @@ def add_codes(
 def _fingerprint(source: Records) -> str:
   """What the records are, so that another import under the same path is noticed."""
   content = {"shards": source.shards, "kinds": source.kinds, "info": source.info}
-  return json.dumps(content, sort_keys=True)
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_finished(output: pathlib.Path, stamp: dict[str, Any]) -> bool:

@@ -22,6 +22,8 @@ _ROLES = {
 _NAMES = {USER: "USER", ASSISTANT: "ASSISTANT"}
 _MARKERS = {"image": ("<im_start>", "<im_end>"), "video": ("<vi_start>", "<vi_end>")}
 PLACEHOLDER = "<image>"
+# The question to which a caption is the answer.
+CAPTION_QUESTION = {"image": "Describe the picture.", "video": "Describe the video."}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

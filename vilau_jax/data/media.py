@@ -261,7 +261,7 @@ def contact_sheet(
   scale: int = 1,
   gap: int = 4,
 ) -> np.ndarray:
-  """Pictures in rows on white, each with its caption below, uint8 [H,W,3].
+  """Pictures in rows on light gray, each with its caption below, uint8 [H,W,3].
 
   Args:
     images: of any sizes; every cell is as large as the largest.
@@ -285,7 +285,7 @@ def contact_sheet(
   columns = min(columns, len(opened))
   rows = -(-len(opened) // columns)
   size = (columns * (width + gap) + gap, rows * (height + room + gap) + gap)
-  sheet = Image.new("RGB", size, (255, 255, 255))
+  sheet = Image.new("RGB", size, (236, 236, 236))
   draw = ImageDraw.Draw(sheet)
   for index, image in enumerate(opened):
     y, x = divmod(index, columns)

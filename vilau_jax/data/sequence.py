@@ -18,7 +18,6 @@ from vilau_jax.data import conversation as C
 from vilau_jax.data.tokenizer import Tokenizer
 
 FORMS = ("i2t", "t2i", "t2v", "v2t", "interleaved", "text", "sft")
-CAPTION_QUESTION = {"image": "Describe the picture.", "video": "Describe the video."}
 IGNORED = -1
 
 
@@ -257,7 +256,7 @@ def _questions(record, form, settings, rng) -> list[C.Turn]:
   pairs = [(_without_placeholders(q), a) for q, a in _pairs(record)]
   caption = record.get("caption", "").strip()
   if settings.caption_turn and caption:
-    pairs.append((CAPTION_QUESTION[kind], caption))
+    pairs.append((C.CAPTION_QUESTION[kind], caption))
   if not pairs:
     raise _error(record, f"form {form!r} needs conversations (or caption_turn and a caption)")
   count = min(settings.max_turns or len(pairs), len(pairs))

@@ -4,12 +4,15 @@ import os
 import pathlib
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
+
+from vilau_jax.data.conversation import CAPTION_QUESTION
 
 ADDED = ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>")
 SPACE = "\u2581"  # how sentencepiece writes a space
@@ -179,8 +182,9 @@ def train_tokenizer(
   corpus = sorted({text.strip() for text in texts} - {""})
   if not corpus:
     raise ValueError("a tokenizer needs texts to learn from, but all of them are empty")
-  # A few copies of the template, with a bare USER as it stands behind </s>.
-  corpus += ["USER: ASSISTANT: (USER: (ASSISTANT:"] * 8
+  # The template's words, and all words as they stand behind a newline or </s>: without a space.
+  corpus += ["USER: ASSISTANT:", *CAPTION_QUESTION.values()]
+  corpus += [f"({word}" for word in sorted({text.split()[0] for text in corpus})]
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -208,6 +212,14 @@ def train_tokenizer(
     )
   os.replace(temporary, path)
   return path
+
+
+def record_texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+  """Everything a tokenizer should know of records: captions, questions, answers, sentences."""
+  for record in records:
+    yield from (record.get("caption") or "",)
+    yield from record.get("conversations_value") or []
+    yield from record.get("sentences") or []
 
 
 def _read_model(path: pathlib.Path) -> sentencepiece_model_pb2.ModelProto:

@@ -78,6 +78,17 @@ class Canvas:
     if (self.frames - 1) * self.lattice > last:
       raise ValueError(f"a sprite moving {self.frames} frames leaves the picture: {self}")
 
+  @classmethod
+  def of_size(cls, size: int) -> "Canvas":
+    """The default canvas scaled to another side, which must be a multiple of 5.
+
+    Raises:
+      ValueError: for another size.
+    """
+    if size < 10 or size % 5:
+      raise ValueError(f"the side of an emoji picture must be a multiple of 5, got {size}")
+    return cls(size=size, sprite=2 * size // 5, lattice=size // 5)
+
   @property
   def places(self) -> range:
     """Where a sprite's left or upper edge may be."""
