@@ -45,9 +45,11 @@ class DepthBlock(nn.Module):
     attention = MultiHeadAttention(self.heads, name="attn", **fields)
     y, cache = attention(y, mask=mask, cache=cache, index=index)
     x = x + nn.Dropout(self.dropout, deterministic=False)(y)
+    x = sharding.constrain(x, "batch", None, "act_embed")
     y = LayerNorm(self.eps, name="ln2")(x)
     y = Mlp(self.hidden, gelu_exact, name="mlp", **fields)(y)
-    return x + nn.Dropout(self.dropout, deterministic=False)(y), cache
+    x = x + nn.Dropout(self.dropout, deterministic=False)(y)
+    return sharding.constrain(x, "batch", None, "act_embed"), cache
 
 
 class DepthTransformer(nn.Module):
@@ -109,9 +111,8 @@ class DepthTransformer(nn.Module):
     shape, depth = x.shape, self.codes.depth
     mask = jnp.tril(jnp.ones((1, depth, depth), bool))
     x = x.reshape(-1, *shape[-2:])
-    return self._run(x, mask, dropout=0.0 if deterministic else self.config.dropout)[0].reshape(
-      shape
-    )
+    dropout = 0.0 if deterministic else self.config.dropout
+    return self._run(x, mask, dropout=dropout)[0].reshape(shape)
 
   def step(
     self, token: jax.Array, index: jax.Array | int, caches: list[Cache]
