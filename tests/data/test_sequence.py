@@ -249,11 +249,12 @@ def test_interleaved_markers_and_places():
     ({"caption": "x", **_codes(POOL[:2])}, "t2i", "exactly one image"),
     ({**_codes(POOL[:1])}, "i2t", "needs conversations"),
     ({**QA, "conversations_from": ["human"] * 6}, "i2t", "must alternate"),
-    ({**QA, "conversations_value": ["a", " "] * 3}, "i2t", "answer is empty"),
+    ({**QA, "conversations_value": ["a", " "] * 3}, "i2t", "its answer is empty"),
     ({"caption": "x", **_codes(POOL[:3]), "n_frames": 3}, "t2v", "has 3 frames"),
     (record_of(["human", "gpt"], ["<image><image>?", "x"], POOL[:1]), "sft", "asks for"),
     (record_of(["human", "gpt"], ["<image>?", "x"], POOL[:2]), "sft", "not asked for"),
     ({"caption": "x", **_codes(POOL[:1])}, "i2v", "unknown form"),
+    (record_of(["human", "gpt"], ["?", " "], []), "text", "answer is empty"),
   ],
 )
 def test_bad_records_are_refused(record, form, problem):

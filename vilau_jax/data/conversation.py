@@ -127,7 +127,7 @@ def render(
       raise ValueError(f"turn {index} of the conversation is by {said.role}: turns must alternate")
     spans.append(Span(f"{_NAMES[said.role]}:"))
     message = _message(said, markers, training)
-    if said.role == USER:
+    if said.role == USER:  # the same texts as asked() and answered() give
       spans += [Span(part) for part in (" ", *message, " ")] if message else []
     elif not message:
       raise ValueError(f"turn {index} of the conversation: the assistant's answer is empty")
@@ -139,6 +139,19 @@ def render(
     start = f" {_MARKERS[answer][0]}" if answer in _MARKERS else ""
     spans.append(Span(f"{_NAMES[ASSISTANT]}:{start}"))
   return _merge(spans)
+
+
+NEXT = "USER: "  # what stands between </s> and the next question
+
+
+def asked(question: str) -> str:
+  """A question of plain text and what follows it, as render writes them."""
+  return f"{question} ASSISTANT:"
+
+
+def answered(answer: str) -> str:
+  """An answer of plain text as render writes it."""
+  return f" {answer}</s>"
 
 
 def render_document(parts: Sequence[Part], *, markers: str = "always") -> list[Span]:

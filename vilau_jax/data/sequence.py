@@ -7,7 +7,6 @@ first visual slot are predicted from the position before it (the start marker).
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -141,23 +140,25 @@ def largest(
   if form not in ("i2t", "v2t") or not settings.is_random(form):
     return measure(record, form, tokenizer, settings)
   turns = _questions(record, form, dataclasses.replace(settings, max_turns=0), None)
-  visuals = [part for part in turns[0].parts if isinstance(part, C.Visual)]
-  render = functools.partial(
-    C.render, system_prompt=settings.system_prompt, markers=settings.markers, training=True
-  )
-  pairs = [(asked.parts[-1], answered) for asked, answered in zip(turns[::2], turns[1::2])]
-  opening = [[C.turn(C.USER, *visuals, question), answered] for question, answered in pairs]
-  first = [_measure(render(turns), tokenizer) for turns in opening]
-  later = [
-    _measure(render([*opening[0], C.turn(C.USER, question), answered]), tokenizer)[0] - first[0][0]
-    for question, answered in pairs
-  ]
+  pairs = [(asked.parts[-1], said.parts[0]) for asked, said in zip(turns[::2], turns[1::2])]
+  system = "" if record.get("no_system_prompt") else settings.system_prompt
+  spans = C.render(turns[:2], system_prompt=system, markers=settings.markers, training=True)
+  *head, asked, _ = spans  # `asked` ends with the first question; the others may stand there too
+  stem = asked.content.removesuffix(C.asked(pairs[0][0]))
+  fixed, slots, targets = _measure(head, tokenizer)
+
+  def cost(opening: str, question: str, answer: str, prefix: bool) -> int:
+    text = len(tokenizer.encode(opening + C.asked(question), prefix=prefix))
+    return text + len(tokenizer.encode(C.answered(answer), prefix=False))
+
+  first = [fixed + cost(stem, *pair, True) for pair in pairs]
+  later = [cost(C.NEXT, *pair, False) for pair in pairs]
   count = (settings.max_turns or len(pairs)) - 1
   tokens = max(
-    opens[0] + sum(sorted(later[:j] + later[j + 1 :], reverse=True)[:count])
+    opens + sum(sorted(later[:j] + later[j + 1 :], reverse=True)[:count])
     for j, opens in enumerate(first)
   )
-  return tokens, *first[0][1:]
+  return tokens, slots, targets
 
 
 def prompt(
@@ -253,7 +254,9 @@ def _questions(record, form, settings, rng) -> list[C.Turn]:
   visuals = [v for v in _visuals(record, settings) if v.kind == kind]
   if not visuals:
     raise _error(record, f"form {form!r} needs a record with {kind}s")
-  pairs = [(_without_placeholders(q), a) for q, a in _pairs(record)]
+  pairs = [(_without_placeholders(question), answer.strip()) for question, answer in _pairs(record)]
+  if not all(question and answer for question, answer in pairs):
+    raise _error(record, "a question or its answer is empty")
   caption = record.get("caption", "").strip()
   if settings.caption_turn and caption:
     pairs.append((C.CAPTION_QUESTION[kind], caption))
