@@ -30,7 +30,7 @@ class Conv(nn.Module):
     stride: step along both axes.
     padding: zeros (low, high) added along both axes.
     axes: logical axes of the input and output channels.
-    init: of the kernel; None is torch's default.
+    kernel_init: None is torch's default.
   """
 
   features: int
@@ -40,15 +40,15 @@ class Conv(nn.Module):
   axes: tuple[str, str] = ("conv_in", "conv_out")
   bias: bool = True
   dtype: jnp.dtype = jnp.float32
-  init: nn.initializers.Initializer | None = None
+  kernel_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, height, width, in] -> [B, height', width', out]."""
     shape = (self.size, self.size, x.shape[-1], self.features)
     default = fan_in_uniform(math.prod(shape[:3]))
-    kernel_init = sharding.boxed(self.init or default, "kernel", "kernel", *self.axes)
-    kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+    init = sharding.boxed(self.kernel_init or default, "kernel", "kernel", *self.axes)
+    kernel = self.param("kernel", init, shape).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.size == self.stride == 1:
       y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])

@@ -98,7 +98,7 @@ class PatchDiscriminator(nn.Module):
     norms = {"batch": BatchNorm, "actnorm": ActNorm}
     if self.norm not in norms:
       raise ValueError(f"discriminator norm must be one of {sorted(norms)}, got {self.norm!r}")
-    fields = dict(size=4, dtype=self.dtype, init=NORMAL)
+    fields = dict(size=4, dtype=self.dtype, kernel_init=NORMAL)
     first = ("image_channels", "conv_out")
     x = Conv(self.channels, stride=2, axes=first, name="conv_0", **fields)(images)
     x = nn.leaky_relu(x, 0.2)

@@ -3,8 +3,6 @@
 Axis letters: B batch, T visual positions, L text length, D width, S image side.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -134,21 +132,18 @@ class TextEncoder(nn.Module):
 
   @nn.compact
   def last_hidden(self, ids: jax.Array) -> jax.Array:
-    """int32 [B, L] with L <= config.length -> normalised hidden states [B, L, D]."""
+    """int32 [B, L] with L <= config.length -> normalised hidden states [B, L, D]. An id beyond the
+    vocabulary gives NaN."""
     config = self.config
-    token_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-    table = functools.partial(
-      nn.Embed, features=config.width, dtype=self.dtype, param_dtype=jnp.float32
+    scaled = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    tokens = self.param(
+      "token", sharding.boxed(scaled, "vocab", "embed"), (config.vocab_size, config.width)
     )
-    tokens = table(
-      config.vocab_size, embedding_init=sharding.boxed(token_init, "vocab", "embed"), name="token"
-    )
-    positions = table(
-      config.length,
-      embedding_init=sharding.boxed(nn.initializers.normal(0.01), "position", "embed"),
-      name="position",
-    )
-    x = tokens(ids) + positions(jnp.arange(ids.shape[1]))
+    normal = sharding.boxed(nn.initializers.normal(0.01), "position", "embed")
+    positions = self.param("position", normal, (config.length, config.width))
+    # Rows are read whole: gathering their parts first is cheaper than resharding the result.
+    x = jnp.take(sharding.constrain(tokens, "vocab", None), ids, axis=0, mode="fill")
+    x = (x + positions[: ids.shape[1]]).astype(self.dtype)
     x = sharding.constrain(x, "batch", "length", "act_embed")
     fields = _block_fields(config, self.dtype)
     x = scan_blocks(SiglipBlock, fields, config.depth, x, remat=self.remat)

@@ -1,0 +1,110 @@
+"""Both SigLIP encoders against the PyTorch reference."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_tower import arrays, assert_close, nhwc, siglip_tower
+
+from vilau_jax.config import TextConfig, VisionConfig
+from vilau_jax.layers.stack import unstack
+from vilau_jax.models.siglip import PatchEmbed, SiglipBlock, TextEncoder, VisionEncoder
+
+
+@pytest.fixture(scope="module")
+def golden():
+  config, variables = siglip_tower()
+  params = variables["params"]
+  vision, text = {"params": params["vision"]}, {"params": params["text"]}
+  return config, vision, text, params
+
+
+def test_patches_and_every_layer(golden):
+  config, variables, _, params = golden
+  data = arrays("a/02_vision_tower.npz")
+  images = nhwc(data["pixel_values"])[:1]
+  embed = {"params": params["vision"]["embed"]}
+  x = PatchEmbed(config.vision).apply(embed, images)
+  assert_close(x, data["embeddings"])
+  block = SiglipBlock(config.vision.heads, config.vision.hidden, config.vision.eps)
+  layers = unstack(params["vision"])
+  names = [f"layers_{i}" for i in range(config.vision.depth - 1)] + ["last_layer"]
+  for name, want in zip(names, data["layer_outputs"], strict=True):
+    x, _ = block.apply({"params": layers[name]}, x)
+    assert_close(x[0], want)
+  scanned = VisionEncoder(config.vision).apply(variables, nhwc(data["pixel_values"]))
+  assert_close(scanned.reshape(data["quantizer_input"].shape), data["quantizer_input"], 1e-4)
+
+
+@pytest.mark.parametrize("remat", ["none", "nothing_saveable"])
+def test_both_towers_unquantised(golden, remat):
+  config, vision_variables, text_variables, params = golden
+  data = arrays("a/04_siglip.npz")
+  vision = VisionEncoder(config.vision, remat=remat)
+  x = vision.apply(vision_variables, nhwc(data["pixel_values"]))
+  hidden = vision.apply(vision_variables, x, method="last_hidden")
+  assert_close(hidden[0], data["vision_last_hidden_0"], 1e-4)
+  image = vision.apply(vision_variables, x, method="pool")
+  assert_close(image, data["vision_pooler"], 1e-4)
+  encoder = TextEncoder(config.text, remat=remat)
+  hidden = encoder.apply(text_variables, data["input_ids"], method="last_hidden")
+  assert_close(hidden[0], data["text_last_hidden_0"], 1e-4)
+  text = encoder.apply(text_variables, data["input_ids"])
+  assert_close(text, data["text_pooler"], 1e-4)
+  image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+  logits = image @ text.T * np.exp(params["logit_scale"]) + params["logit_bias"]
+  assert_close(logits, data["logits_per_image"], 1e-4)
+  short = encoder.apply(text_variables, data["short_input_ids"])
+  assert_close(
+    short / np.linalg.norm(short, axis=-1, keepdims=True), data["short_text_embeds"], 1e-4
+  )
+
+
+def _layer_norm(x, eps):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+
+
+def test_eps_is_that_of_the_config():
+  config = TextConfig(vocab_size=11, length=4, width=8, hidden=12, depth=1, heads=2, eps=0.3)
+  ids = jnp.asarray([[1, 5, 3]])
+  encoder = TextEncoder(config)
+  params = nn.unbox(encoder.init(jax.random.key(0), ids))["params"]
+  # With the block's output projections at zero, only embeddings and the final norm are left.
+  for out in (params["layers"]["self_attn"]["out"], params["layers"]["mlp"]["fc2"]):
+    out["kernel"] = jnp.zeros_like(out["kernel"])
+  x = params["token"][ids] + params["position"][:3]
+  got = encoder.apply({"params": params}, ids, method="last_hidden")
+  assert_close(got, _layer_norm(np.asarray(x), 0.3))
+  block = SiglipBlock(heads=2, hidden=12, eps=0.3)
+  variables = nn.unbox(block.init(jax.random.key(0), x))
+  mlp = variables["params"]["mlp"]
+  variables["params"]["self_attn"]["out"]["kernel"] *= 0
+  hidden = _layer_norm(np.asarray(x), 0.3) @ mlp["fc1"]["kernel"]
+  want = x + nn.gelu(hidden, approximate=True) @ mlp["fc2"]["kernel"]
+  assert_close(block.apply(variables, x)[0], want)
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_seen():
+  config = VisionConfig(image_size=20, patch_size=6, width=8, hidden=16, depth=2, heads=2)
+  encoder, images = VisionEncoder(config), jax.random.normal(jax.random.key(1), (1, 20, 20, 3))
+  variables = nn.unbox(encoder.init(jax.random.key(0), images, method=_both))
+  want = encoder.apply(variables, images)
+  assert want.shape == (1, 9, 8)
+  got = encoder.apply(variables, images.at[:, 18:].set(7.0).at[:, :, 18:].set(7.0))
+  np.testing.assert_array_equal(got, want)
+
+
+def _both(encoder, images):
+  return encoder.pool(encoder(images))
+
+
+def test_wrong_sizes_are_refused():
+  config = TextConfig(vocab_size=11, length=4, width=8, hidden=12, depth=1, heads=2)
+  with pytest.raises(ValueError, match="5 ids"):
+    TextEncoder(config).init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
+  shallow = dataclasses.replace(VisionConfig(), depth=1)
+  with pytest.raises(ValueError, match=r"vision\.depth"):
+    VisionEncoder(shallow).init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
