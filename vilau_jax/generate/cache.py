@@ -79,17 +79,18 @@ def left_pad(prompts: List[Sequence], depth: int) -> dict[str, np.ndarray]:
   )
 
 
-def check_context(lengths: List[int], new: int, context: int) -> None:
+def check_context(lengths: List[int], new: int | np.ndarray, context: int) -> None:
   """Refuses prompts that leave no room.
 
   Raises:
-    ValueError: if a prompt and `new` further positions exceed `context`.
+    ValueError: if a prompt and `new` further positions (all the same, or one a prompt) exceed
+      `context`.
   """
-  for i, length in enumerate(lengths):
-    if length + new > context:
+  for i, (length, more) in enumerate(zip(lengths, np.broadcast_to(new, len(lengths)))):
+    if length + more > context:
       raise ValueError(
-        f"prompt {i} has {length} positions; with {new} to generate that is {length + new}, and "
-        f"the model's context is {context}. Shorten the prompt or ask for fewer"
+        f"prompt {i} has {length} positions; with {more} to generate that is {length + more}, but "
+        f"the model's context is {context}. Shorten the prompt or generate less"
       )
 
 

@@ -19,11 +19,13 @@ import numpy as np
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import sampling
 from vilau_jax.generate.cache import State, grow
+from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU, decoding_params
 
 
-def _compiled(*static: str, donate: tuple[str, ...] = ()):
+def compiled(*static: str, donate: tuple[str, ...] = ()):
+  """jit with the config and the named arguments static."""
   return functools.partial(jax.jit, static_argnames=("config", *static), donate_argnames=donate)
 
 
@@ -36,6 +38,7 @@ class Engine:
   Attributes:
     config: the model's, with the compute dtype of this machine.
     params: decoding parameters on the device.
+    stored: their dtypes as they came, for saving.
     codebook: float32 [K, E, Z].
     context: positions a row may have.
     depth: R.
@@ -51,19 +54,15 @@ class Engine:
     self.config = dataclasses.replace(config, remat="none")
     names = ("llm", "projector", "depth", "visual_positions")
     params = {k: variables["params"][k] for k in names if k in variables["params"]}
-    params = jax.tree.map(self._placed, decoding_params(params))
-    self.params = params
+    params = decoding_params(params)
+    self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
+    self.params = jax.tree.map(_placed, params)
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
     self.context = int(config.llm.max_positions * config.llm.rope_scaling)
     self.depth = config.tower.quantizer.depth if config.tower is not None else 0
     on_cpu = jax.default_backend() == "cpu"
     self.steps_at_once = 1 if on_cpu or config.tower is None else config.tower.grid
-
-  def _placed(self, leaf: Any) -> jax.Array:
-    if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
-      leaf = np.asarray(leaf).astype(np.float32)
-    return jnp.asarray(leaf)
 
   def start(self, batch: dict[str, np.ndarray], room: int) -> State:
     """Runs prompts (see cache.left_pad) and leaves `room` free columns behind them."""
@@ -98,6 +97,27 @@ class Engine:
     return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
 
 
+def _placed(leaf: Any) -> jax.Array:
+  if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
+    leaf = np.asarray(leaf).astype(np.float32)
+  return jnp.asarray(leaf)
+
+
+def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+  """Decoding parameters -> numpy parameters as they are trained and saved, in the stored dtypes."""
+  params = jax.tree.map(lambda leaf, dtype: np.asarray(leaf).astype(dtype), params, stored)
+  whole = {}
+  for part, tree in params.items():
+    layers = sorted((k for k in tree if k.startswith(f"{LAYERS}_")), key=lambda k: int(k[7:]))
+    if part == "projector" or not layers:  # its layers_0, layers_2 are no stack
+      whole[part] = tree
+      continue
+    blocks = [tree[name] for name in layers]
+    rest = {k: v for k, v in tree.items() if k not in layers}
+    whole[part] = rest | {LAYERS: jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
+  return whole
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Draws:
@@ -115,7 +135,7 @@ class Draws:
   values: dict[str, Any]
 
 
-@_compiled("room")
+@compiled("room")
 def prefill(params, codebook, batch, *, config: VilaUConfig, room: int) -> State:
   """Fills caches with all but the last column of left-padded prompts (see cache.left_pad).
 
@@ -141,7 +161,7 @@ def prefill(params, codebook, batch, *, config: VilaUConfig, room: int) -> State
   )
 
 
-@_compiled("switches", donate=("state",))
+@compiled("switches", donate=("state",))
 def text_step(params, state: State, draws: Draws, *, config: VilaUConfig, switches):
   """Reads the pending embedding, draws the next token and leaves its embedding pending.
 
@@ -158,7 +178,7 @@ def text_step(params, state: State, draws: Draws, *, config: VilaUConfig, switch
   return _apply(params, config, run)
 
 
-@_compiled("switches", "steps", donate=("state",))
+@compiled("switches", "steps", donate=("state",))
 def visual_chunk(
   params, codebook, state: State, first, draws: Draws, *, config: VilaUConfig, switches, steps: int
 ):
@@ -188,7 +208,7 @@ def visual_chunk(
   return state, codes.swapaxes(0, 1), finite.all(axis=0)
 
 
-@_compiled()
+@compiled()
 def hidden_states(params, codebook, batch, *, config: VilaUConfig) -> jax.Array:
   """Final hidden states of whole rows, [B, L, D].
 
@@ -208,13 +228,13 @@ def hidden_states(params, codebook, batch, *, config: VilaUConfig) -> jax.Array:
   return _apply(params, config, decode)[0]
 
 
-@_compiled()
+@compiled()
 def text_logits(params, hidden, *, config: VilaUConfig) -> jax.Array:
   """[..., D] -> float32 [..., V]."""
   return _apply(params, config, lambda m: m.text_logits(hidden))
 
 
-@_compiled()
+@compiled()
 def code_logits(params, codebook, hidden, codes, *, config: VilaUConfig) -> jax.Array:
   """Hidden states [n, D] before the positions and their codes [n, R] -> float32 [n, R, E]."""
   logits = []

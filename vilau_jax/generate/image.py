@@ -13,6 +13,8 @@ from vilau_jax.generate.cache import bucket, check_context, left_pad
 from vilau_jax.generate.engine import Draws, Engine
 from vilau_jax.generate.text import check_finite
 
+Paint = Callable[[np.ndarray, int], np.ndarray]  # codes [n, done, R], total -> pictures
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -29,9 +31,11 @@ class Progress:
   done: int
   total: int
   codes: np.ndarray
+  paint: Paint | None = dataclasses.field(default=None, repr=False)
 
-
-OnProgress = Callable[[Progress], None]
+  def preview(self) -> np.ndarray:
+    """The pictures as far as they are drawn: uint8 [n, S, S, 3], for videos [n, F, S, S, 3]."""
+    return self.paint(self.codes, self.total)
 
 
 def generate_codes(
@@ -44,7 +48,8 @@ def generate_codes(
   frames: int = 1,
   batch_size: int = 16,
   drawn: List[int] | None = None,
-  on_progress: OnProgress | None = None,
+  on_progress: Callable[[Progress], None] | None = None,
+  paint: Paint | None = None,
 ) -> np.ndarray:
   """Draws one image (frames=1) or video for every prompt.
 
@@ -58,6 +63,7 @@ def generate_codes(
     batch_size: outputs that are drawn at once; guidance doubles the rows.
     drawn: per prompt, how many positions were drawn for it before (for its keys).
     on_progress: called when a row of the grid is finished.
+    paint: how Progress.preview makes pictures of codes.
 
   Returns:
     int32 [n, frames * T, R].
@@ -75,7 +81,7 @@ def generate_codes(
     here = range(start, min(start + batch_size, len(prompts)))
     parts.append(
       _batch(engine, prompts[at], unconditional, wish, seeds[at], drawn[at], total, here,
-             batch_size, on_progress)
+             batch_size, on_progress and (lambda *a: on_progress(Progress(*a, paint))))
     )  # fmt: skip
   return np.concatenate(parts)
 
@@ -106,5 +112,5 @@ def _batch(
       check_finite(finite[:count], f"visual position {done - 1}", "output")
       if on_progress is not None:
         so_far = np.concatenate(jax.device_get(codes), axis=1)[:count]
-        on_progress(Progress(outputs, done, total, so_far))
+        on_progress(outputs, done, total, so_far)
   return np.concatenate(jax.device_get(codes), axis=1)[:count]

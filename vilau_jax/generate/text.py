@@ -1,12 +1,13 @@
 """Text generation: batches of prompts of different lengths, one token a row and step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as List
 
 import jax
 import numpy as np
 
 from vilau_jax.data.sequence import Sequence
+from vilau_jax.data.tokenizer import Tokenizer
 from vilau_jax.generate import sampling
 from vilau_jax.generate.cache import bucket, check_context, left_pad
 from vilau_jax.generate.engine import Draws, Engine
@@ -18,7 +19,7 @@ def stream(
   wish: sampling.Sampling,
   seeds: List[int],
   *,
-  max_new_tokens: int,
+  max_new_tokens: int | List[int],
   stop: List[int],
   drawn: List[int] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -29,16 +30,17 @@ def stream(
     prompts: B sequences.
     wish: how to draw; guidance is not defined for text.
     seeds: one a prompt.
-    max_new_tokens: at most so many steps.
+    max_new_tokens: at most so many ids; one number, or one a prompt.
     stop: ids that end a row; they are yielded.
     drawn: per prompt, how many positions were drawn for it before (for its keys).
 
   Raises:
     ValueError: if a prompt and max_new_tokens exceed the context, or logits are not finite.
   """
-  if max_new_tokens < 1:
-    raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-  check_context([len(p.tokens) for p in prompts], max_new_tokens, engine.context)
+  limits = np.broadcast_to(np.asarray(max_new_tokens, int), len(prompts))
+  if limits.min() < 1:
+    raise ValueError(f"max_new_tokens must be at least 1, got {limits.min()}")
+  check_context([len(p.tokens) for p in prompts], limits, engine.context)
   rows = bucket(len(prompts), 1)
   filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
   before = np.zeros(rows, np.int32)
@@ -47,15 +49,15 @@ def stream(
   entries = engine.config.llm.vocab_size
   switches, values = wish.switches(entries), wish.values(entries)
   keys = sampling.output_keys([*seeds, *[0] * (rows - len(prompts))])
-  state = engine.start(left_pad(filled, engine.depth), room=bucket(max_new_tokens))
+  state = engine.start(left_pad(filled, engine.depth), room=bucket(int(limits.max())))
   running = np.ones(len(prompts), bool)
-  for i in range(max_new_tokens):
+  for i in range(limits.max()):
     state, tokens, finite = engine.text_step(state, Draws(keys, before + i, values), switches)
     tokens, finite = jax.device_get((tokens, finite))
     check_finite(finite[: len(prompts)], f"token {i}", "prompt")
     step = np.where(running, tokens[: len(prompts)], -1)
     yield step
-    running &= ~np.isin(step, stop)
+    running &= ~np.isin(step, stop) & (i + 1 < limits)
     if not running.any():
       return
 
@@ -64,6 +66,22 @@ def complete(engine: Engine, prompts: List[Sequence], *args, **kwargs) -> list[l
   """Runs `stream` to its end: the new ids of every prompt, with the stop id if it came."""
   steps = np.stack(list(stream(engine, prompts, *args, **kwargs)), axis=1)
   return [[int(t) for t in row if t >= 0] for row in steps]
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+  """Ids as they come -> the text they add; bytes of an unfinished character are held back."""
+  seen: list[int] = []
+  shown = ""
+  for i in ids:
+    seen.append(i)
+    whole = tokenizer.decode(seen)
+    if not whole.endswith("\ufffd"):
+      if len(whole) > len(shown):
+        yield whole[len(shown) :]
+      shown = whole
+  rest = tokenizer.decode(seen)[len(shown) :]
+  if rest:
+    yield rest
 
 
 def check_finite(finite: np.ndarray, where: str, what: str) -> None:

@@ -1,0 +1,215 @@
+"""A loaded model's parts behind the public class: what is there, prompts from contents, pictures
+from codes.
+
+Axis letters: n outputs, T visual positions, R residual depth, S image side, F frames.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilau_jax.checkpoint import LoadedModel
+from vilau_jax.data import media
+from vilau_jax.data import sequence as sequences
+from vilau_jax.data.conversation import Visual
+from vilau_jax.data.tokenizer import Tokenizer
+from vilau_jax.generate import image, interleaved, sampling
+from vilau_jax.generate.contents import Contents, Image, as_list, to_turns
+from vilau_jax.generate.engine import Engine, stacked
+from vilau_jax.generate.vision import Vision
+
+_CHUNK = 512  # pictures or conversations that are in memory as pixels at once
+_PARTS = {
+  "tower": "vision tower",
+  "llm": "language model",
+  "projector": "projector",
+  "depth": "depth transformer",
+}
+
+
+class Runtime:
+  """Prepared parts of a model.
+
+  Attributes:
+    config, path: as loaded.
+    tokenizer: of the language model, or None.
+    vision: the tower, if there is one.
+    engine: language model and depth transformer, if there is a language model.
+    settings: how conversations become sequences.
+  """
+
+  def __init__(self, loaded: LoadedModel):
+    self.config, self.path = loaded.config, loaded.path
+    self.tokenizer = Tokenizer(loaded.tokenizer_path) if loaded.tokenizer_path else None
+    params = loaded.variables["params"]
+    self._parts = {k for k in _PARTS if k in params and getattr(self.config, k) is not None}
+    if self.config.projector == "identity":  # has no weights
+      self._parts.add("projector")
+    self._tower: dict[str, Any] = {}
+    if "tower" in self._parts:
+      self._tower = {"params": params["tower"], "quantizer": loaded.variables["quantizer"]}
+      self.vision = Vision(self.config.tower, self._tower, self.config.dtype)
+    if "llm" in self._parts:
+      self.engine = Engine(self.config, loaded.variables)
+      self.settings = sequences.SequenceSettings.from_model(self.config)
+
+  def variables(self) -> dict[str, Any]:
+    """All variables in the layout and dtypes they are saved in."""
+    variables: dict[str, Any] = {"params": {}}
+    if self._tower:
+      variables["params"]["tower"] = self._tower["params"]
+      variables["quantizer"] = self._tower["quantizer"]
+    if "llm" in self._parts:
+      variables["params"] |= stacked(self.engine.params, self.engine.stored)
+    return variables
+
+  def identity(self) -> str:
+    """16 hex digits of the architecture and a sample of all weights."""
+    digest = hashlib.sha256(repr(self.config).encode())
+    trees = [self._tower, self.engine.params if "llm" in self._parts else None]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+      flat = np.asarray(leaf).reshape(-1)
+      sample = flat[:: max(1, flat.size // 4096)].astype(np.float32)
+      digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+  def need(self, *parts: str, tokenizer: bool = False) -> None:
+    missing = [name for part, name in _PARTS.items() if part in parts and part not in self._parts]
+    if tokenizer and not missing and self.tokenizer is None:
+      missing = ["tokenizer.model"]
+    if missing:
+      held = [name for part, name in _PARTS.items() if part in self._parts]
+      raise ValueError(
+        f"{self.path} has no {' and no '.join(missing)}, which this needs; it holds: "
+        f"{', '.join(held) or 'nothing that runs'}"
+      )
+
+  def need_contrastive(self, *parts: str) -> None:
+    """Refuses towers without the contrastive route, or without these parts of it."""
+    self.need("tower")
+    missing = [p for p in parts if p not in self._tower["params"]]
+    if missing or self.config.tower.encoder != "siglip":
+      raise ValueError(f"the tower of {self.path} has no contrastive route for this")
+
+  def visual_wish(self, cfg_scale=None, temperature=None, top_k=None, top_p=None):
+    """Sampling settings of pictures; None takes the model's."""
+    given = dict(cfg_scale=cfg_scale, temperature=temperature, top_k=top_k, top_p=top_p)
+    given = {k: v for k, v in given.items() if v is not None}
+    return sampling.Sampling(**dataclasses.asdict(self.config.sampling) | given)
+
+  def draw_codes(self, prompts, count, kind, frames, wish, seed, batch_size, on_progress):
+    """Codes int32 [prompts * count, frames * T, R], prompt-major; see VilaU.generate_images."""
+    self.need("tower", "llm", "projector", "depth", tokenizer=True)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    positive(f"num_{kind}s", count)
+    for i, prompt in enumerate(prompts):
+      if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"prompt {i} is empty: write what to draw (got {prompt!r})")
+    if not prompts:
+      raise ValueError("there is no prompt to draw")
+    built = [
+      sequences.drawing_prompt(prompt, self.tokenizer, self.settings, kind) for prompt in prompts
+    ]
+    return image.generate_codes(
+      self.engine,
+      [sequence for sequence in built for _ in range(count)],
+      self.unconditional(kind),
+      wish,
+      sampling.output_seeds(seed, len(prompts) * count),
+      frames=frames,
+      batch_size=positive("batch_size", batch_size),
+      on_progress=on_progress,
+      paint=lambda codes, total: self.pictures(codes, total, frames, kind),
+    )
+
+  def pictures(self, codes: np.ndarray, total: int, frames: int, kind: str) -> np.ndarray:
+    """Codes [n, done, R] of `total` positions -> uint8 [n, S, S, 3] or [n, F, S, S, 3]; what is not
+    drawn yet is drawn from zeros."""
+    n, done, r = codes.shape
+    codes = np.pad(codes, ((0, 0), (0, total - done), (0, 0)))
+    known = (np.arange(total) < done).reshape(1, frames, -1).repeat(n, axis=0)
+    pictures = self.vision.decode(codes.reshape(n * frames, -1, r), known.reshape(n * frames, -1))
+    return pictures if kind == "image" else pictures.reshape(n, frames, *pictures.shape[1:])
+
+  def unconditional(self, kind: str) -> sequences.Sequence:
+    """The prompt of the unconditional half."""
+    return sequences.unconditional_prompt(self.tokenizer, self.settings, kind)
+
+  def prompts(self, contents: Contents) -> list[sequences.Sequence]:
+    """Conversations -> sequences that end with "ASSISTANT:"."""
+    self.need("llm", tokenizer=True)
+    side = self.config.tower.image_size if "tower" in self._parts else 0
+    frames = self.config.video_frames
+    talks, prompts = as_list(contents), []
+    for start in range(0, len(talks), _CHUNK):
+      here = talks[start : start + _CHUNK]
+      turns = to_turns(here, side, frames, self.vision.encode if side else None, first=start)
+      if any(isinstance(p, Visual) for talk in turns for turn in talk for p in turn.parts):
+        self.need("projector")
+      prompts += [sequences.prompt(talk, self.tokenizer, self.settings) for talk in turns]
+    return prompts
+
+  def questions(self, contents: Contents, answers: Sequence[str]):
+    """Conversations and answers -> what score.score takes."""
+    prompts = self.prompts(contents)
+    if isinstance(answers, str) or len(answers) != len(prompts):
+      raise ValueError(f"{len(prompts)} conversations need as many answers, got {len(answers)}")
+    for i, answer in enumerate(answers):
+      if not answer.strip():
+        raise ValueError(f"answer {i} is empty")
+    ids = [self.tokenizer.encode(f" {a.strip()}</s>", prefix=False) for a in answers]
+    return self.engine, prompts, ids
+
+  def squares(self, images, geometry: str) -> Iterator[np.ndarray]:
+    """Pictures of any kind -> uint8 [some, S, S, 3], a manageable number at a time."""
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+      raise ValueError(f"an array of images must be [n, height, width, 3], got {images.shape}")
+    if isinstance(images, str | bytes | os.PathLike | Image) or hasattr(images, "convert"):
+      images = [images]
+    side = self.config.tower.image_size
+    for start in range(0, len(images), _CHUNK):
+      squares = []
+      for i, picture in enumerate(images[start : start + _CHUNK], start):
+        source = picture.source if isinstance(picture, Image) else picture
+        try:
+          squares.append(media.to_square(source, side, geometry))
+        except ValueError as error:
+          raise ValueError(f"image {i}: {error}") from error
+      yield np.stack(squares)
+
+  def rows(self, tokens, codes, visual_position, segment_ids, positions) -> dict[str, jax.Array]:
+    """Arrays of VilaU.text_logits -> a batch of engine.hidden_states."""
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if segment_ids is None:
+      segment_ids = jnp.ones_like(tokens)
+    segment_ids = jnp.asarray(segment_ids, jnp.int32)
+    if positions is None:
+      starts = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+      columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+      positions = columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
+    batch = dict(tokens=tokens, segment_ids=segment_ids, positions=jnp.asarray(positions))
+    if codes is not None:
+      self.need("tower", "projector")
+      batch["codes"] = jnp.asarray(codes, jnp.int32)
+      batch["visual_position"] = jnp.asarray(visual_position, jnp.int32)
+    return batch
+
+  def shown(self, segment: interleaved.Segment) -> str | np.ndarray:
+    """A segment as users see it."""
+    if segment.kind == "text":
+      return self.tokenizer.decode(segment.ids).strip()
+    frames = len(segment.codes) // self.config.tower.image_tokens
+    return self.pictures(segment.codes[None], len(segment.codes), frames, segment.kind)[0]
+
+
+def positive(name: str, value: int) -> int:
+  """The value, if it is at least 1."""
+  if value < 1:
+    raise ValueError(f"{name} must be at least 1, got {value}")
+  return value

@@ -1,0 +1,112 @@
+"""The vision tower in use: pictures to codes and embeddings, codes to pixels, in fixed batch sizes.
+
+Axis letters: n pictures, S image side, T visual positions, R residual depth, D embedding width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilau_jax.config import TowerConfig
+from vilau_jax.models import quantizer
+from vilau_jax.models.tower import Tower
+
+
+class Vision:
+  """The tower's weights on the device. Batches are padded to a few sizes, so that another number of
+  pictures does not compile again.
+
+  Attributes:
+    config: of the tower.
+  """
+
+  def __init__(self, config: TowerConfig, variables: dict[str, Any], dtype: str):
+    """Args: variables of the tower, {"params", "quantizer"}; the compute dtype."""
+    on_cpu = jax.default_backend() == "cpu"  # XLA has no fast half precision there
+    self.config = config
+    self._tower = Tower(config, dtype=jnp.dtype("float32" if on_cpu else dtype))
+    self._variables = jax.tree.map(jnp.asarray, variables)
+    if on_cpu:
+      self._variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self._variables)
+    most = max(1, min(64, 2**21 // config.image_size**2))
+    self._sizes = (1, 8, most) if most > 8 else (1, most)
+
+  def encode(self, images: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3] -> codes int32 [n, T, R]."""
+    c = self.config
+    empty = np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)
+    return self._run(_encode, images, empty=empty)
+
+  def decode(self, codes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Codes [n, T, R'] of the first R' depths -> uint8 [n, S, S, 3], truncated as the reference.
+
+    Args:
+      codes: R' may be below R: a coarser picture.
+      known: bool [n, T]; other positions are drawn from zeros. None knows all.
+    """
+    codes = np.asarray(codes, np.int32)
+    known = np.ones(codes.shape[:2], bool) if known is None else known
+    s = self.config.image_size
+    return self._run(_decode, codes, known, empty=np.zeros((0, s, s, 3), np.uint8))
+
+  def embed_images(self, images: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded."""
+    return self._run(_embed_images, images, empty=np.zeros((0, self._width), np.float32))
+
+  def embed_texts(self, ids: np.ndarray) -> np.ndarray:
+    """int32 [n, length] -> L2-normalised float32 [n, D]."""
+    return self._run(_embed_texts, ids, empty=np.zeros((0, self._width), np.float32))
+
+  @property
+  def _width(self) -> int:
+    return self.config.vision.width
+
+  def _run(self, program: Callable, *rows: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    parts, done, total = [empty], 0, len(rows[0])
+    while done < total:
+      size = next((s for s in self._sizes if s >= total - done), self._sizes[-1])
+      here = [r[done : done + size] for r in rows]
+      count = len(here[0])
+      filled = [np.concatenate([h, np.repeat(h[-1:], size - count, axis=0)]) for h in here]
+      parts.append(np.asarray(program(self._tower, self._variables, *filled))[:count])
+      done += count
+    return np.concatenate(parts)
+
+
+_compiled = functools.partial(jax.jit, static_argnums=0)
+
+
+@_compiled
+def _encode(tower: Tower, variables, images):
+  return tower.apply(variables, _to_floats(images), method="encode")
+
+
+@_compiled
+def _decode(tower: Tower, variables, codes, known):
+  z = quantizer.embed(variables["quantizer"]["codebook"], codes)
+  z = jnp.where(known[..., None], z, 0)
+  return to_uint8(tower.apply(variables, z, method="decode"))
+
+
+@_compiled
+def _embed_images(tower: Tower, variables, images):
+  return tower.apply(variables, _to_floats(images))["image_embedding"]  # the rest is not computed
+
+
+@_compiled
+def _embed_texts(tower: Tower, variables, ids):
+  return tower.apply(variables, ids, method="text_embedding")
+
+
+def _to_floats(images: jax.Array) -> jax.Array:
+  """uint8 -> float32 in [-1, 1], as the released processor does."""
+  return (images.astype(jnp.float32) * np.float32(1 / 255) - 0.5) / 0.5
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+  """float [-1, 1] -> uint8 by clamping and truncation, not rounding."""
+  return jnp.clip((images.astype(jnp.float32) + 1) * 127.5, 0, 255).astype(jnp.uint8)
