@@ -25,6 +25,12 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
   ),
   "Reading: answers about pictures it has not seen": (
     Figure("qa_accuracy", "Questions about held-out scenes, every token right"),
+    Figure("qa_what", "… what is in the picture", headline=False),
+    Figure("qa_count", "… how many", headline=False),
+    Figure("qa_side", "… what is on the left or right", headline=False),
+    Figure("qa_relation", "… is it to the left of it", headline=False),
+    Figure("qa_exists", "… is there one", headline=False),
+    Figure("qa_background", "… colour of the background", headline=False),
     Figure("caption_exact", "Caption of a held-out scene, word for word"),
     Figure("caption_exact_count", "… scenes with one to three of a kind", headline=False),
     Figure("caption_exact_pair", "… scenes with two different things", headline=False),
@@ -34,6 +40,7 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
     Figure("video_to_text_direction", "Video: the caption names the right direction"),
     Figure("video_to_text_object", "Video: the caption names the right object", headline=False),
     Figure("video_to_text_exact", "Video: caption word for word", headline=False),
+    Figure("video_qa_accuracy", "Video: questions", headline=False),
   ),
   "Drawing: prompts whose combination it has not seen, seen by the judge": (
     Figure("t2i_background", "Background colour is right"),
@@ -42,7 +49,7 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
     Figure("t2i_all_count_scenes", "Everything right at once, one to three of a kind"),
     Figure("t2i_pairs", "Two objects, the right one on the left"),
     Figure("t2i_all", "Everything right at once, every prompt", headline=False),
-    Figure("t2i_easy_vqa", "easy-VQA shapes: colour and shape", headline=False),
+    Figure("t2i_easy_vqa_all", "easy-VQA's shapes: colour and shape right", headline=False),
   ),
   "Animating: prompts for short videos": (
     Figure("t2v_object", "The right object in the first and the last frame"),
@@ -54,6 +61,7 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
     Figure("scorer_ground_truth_all", "Everything right, on the true pictures"),
     Figure("scorer_ceiling_all", "… on the same pictures after a round trip through the codes"),
     Figure("scorer_shuffled_all", "… on true pictures of other prompts", headline=False),
+    Figure("t2v_all_ceiling", "True videos, everything right", headline=False),
   ),
 }
 

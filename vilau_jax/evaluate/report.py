@@ -90,7 +90,7 @@ def _opening(facts: Facts, scores: Scores, parts: dict[str, Part]) -> str:
         "each picture into a grid of residual codes that are aligned with text and can be decoded "
         "back to pixels; a Llama-style language model reads and predicts words and codes alike, "
         "and a small depth transformer picks the "
-        f"{page.escape(facts.geometry['codes a position'])} codes of each grid cell. It is the "
+        f"{page.escape(facts.geometry['codes a cell'])} codes of each grid cell. It is the "
         "architecture of VILA-U (arXiv 2409.04429), small enough to be trained on this machine."
       ),
       page.tiles(cells),
@@ -131,7 +131,7 @@ def _films(parts: dict[str, Part]) -> str:
   cells = [
     (
       page.film(frames, example["prompt"]),
-      f"{page.mark(example['right'])} {page.escape(example['prompt'])}",
+      f"{page.mark(not example['wrong'])} {page.escape(example['prompt'])}",
     )
     for frames, example in zip(part.arrays["films"], part.values["examples"])
   ]

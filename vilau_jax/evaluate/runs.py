@@ -8,18 +8,59 @@ from typing import Any
 
 import numpy as np
 
+from vilau_jax.data import media
 
-def read_curves(path: str | os.PathLike, *, points: int = 160) -> dict[str, Any]:
-  """metrics.jsonl -> metric -> (steps, values), thinned by averaging; {} without the file."""
-  path = pathlib.Path(path)
-  if not path.exists():
-    return {}
+STAGES = {"tower": "tower", "lm": "language model", "finetune": "fine-tuning"}
+Curves = dict[str, tuple[list[float], list[float]]]
+
+
+def curves(runs: str | os.PathLike) -> dict[str, Curves]:
+  """stage -> loss -> (steps, values) of the stages that have a metrics.jsonl."""
+  found = {}
+  for directory, words in STAGES.items():
+    path = pathlib.Path(runs) / directory / "metrics.jsonl"
+    if path.exists():
+      found[words] = _curves(path)
+  return found
+
+
+def samples(runs: str | os.PathLike, *, most: int = 4) -> dict[str, dict[int, np.ndarray]]:
+  """stage -> step -> sheet uint8 [H,W,3] that training drew: the first, the last, some between."""
+  found = {}
+  for directory, words in STAGES.items():
+    sheets = sorted((pathlib.Path(runs) / directory / "samples").glob("*.png"))
+    if sheets:
+      places = np.unique(np.linspace(0, len(sheets) - 1, most).round().astype(int))
+      chosen = [sheets[i] for i in places]
+      found[words] = {int(p.stem): np.asarray(media.open_image(p)) for p in chosen}
+  return found
+
+
+def seconds(runs: str | os.PathLike) -> dict[str, float]:
+  """stage -> seconds of computing, from times.jsonl (one {"stage", "seconds"} a line) or times.json
+  (a list of them); a stage that was interrupted has several. Evaluation is left out: it counts
+  itself."""
+  total: dict[str, float] = {}
+  for entry in _times(pathlib.Path(runs)):
+    if entry["stage"] != "evaluate":
+      total[entry["stage"]] = total.get(entry["stage"], 0.0) + float(entry["seconds"])
+  return total
+
+
+def _times(runs: pathlib.Path) -> list[dict[str, Any]]:
+  if (runs / "times.jsonl").exists():
+    return list(_json_lines(runs / "times.jsonl"))
+  if (runs / "times.json").exists():
+    return json.loads((runs / "times.json").read_text(encoding="utf-8"))
+  return []
+
+
+def _curves(path: pathlib.Path, points: int = 160) -> Curves:
   series: dict[str, list[tuple[float, float]]] = {}
   for line in _json_lines(path):
-    if isinstance(line.get("step"), int):
-      for key, value in line.items():
-        if key == "loss" or key.startswith("loss/"):
-          series.setdefault(key, []).append((line["step"], value))
+    for key, value in line.items():
+      if key.startswith("loss_"):
+        series.setdefault(key.removeprefix("loss_"), []).append((line["step"], value))
   return {key: _thinned(np.array(sorted(rows)), points) for key, rows in series.items()}
 
 
@@ -33,4 +74,4 @@ def _json_lines(path: pathlib.Path) -> Iterable[dict[str, Any]]:
     try:
       yield json.loads(line)
     except json.JSONDecodeError:
-      continue  # the last line of an interrupted run
+      continue  # cut off by an interruption

@@ -1,16 +1,20 @@
 """The judge of drawings: finds the sprites in a picture and compares them with what was asked.
 
-Template matching pursuit at half resolution, where blur costs little: the background is the palette
-colour nearest to the border's median; every sprite, composed on that background, is tried at every
-place; the one that explains most of the picture's energy is taken if it explains enough of its own,
-its window is blanked, and so on. What no sprite explains is not seen: a smear, an unknown object
-or a wrong colour inside an object does not count against a drawing.
+Template matching pursuit at half resolution and slightly smoothed, where a decoder's blur costs
+little: the background is the palette colour nearest to the border's median; every sprite, composed
+on that background, is tried at every place; the one that explains most of the picture's energy is
+taken if it explains enough of its own, its window is blanked, and so on. What no sprite explains is
+not seen: a smear, an unknown object or a wrong colour inside an object does not count against a
+drawing.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from vilau_jax.data import media
+from vilau_jax.data.formats.emoji import BACKGROUNDS, DIRECTIONS, Canvas, Placed, Scene, sprites
 
 ACCEPT = 0.4  # share of a sprite's own energy that it must explain to be seen
 LIMIT = 6  # objects looked for in a picture; scenes hold at most three
@@ -43,6 +47,7 @@ class Judge:
     sprites: name -> uint8 [P,P,4], P even.
     backgrounds: name -> red, green, blue in 0..255.
     accept: see ACCEPT.
+    picture: pictures of another side are brought to this one first; 0 takes them as they are.
     step: places are tried every `step` pixels (even numbers need one template a sprite; 1 adds the
       templates that are shifted by half a pooled pixel).
   """
@@ -53,33 +58,42 @@ class Judge:
     backgrounds: Mapping[str, Sequence[int]],
     *,
     accept: float = ACCEPT,
+    picture: int = 0,
     step: int = 2,
   ):
     self.names = tuple(sprites)
     self.backgrounds = tuple(backgrounds)
     self.palette = np.array([backgrounds[name] for name in self.backgrounds], np.float32) / 255
-    self.accept = accept
+    self.accept, self.picture = accept, picture
     stack = np.stack([sprites[name] for name in self.names]).astype(np.float32) / 255
     self.shifts = ((0, 0),) if step % 2 == 0 else ((0, 0), (0, 1), (1, 0), (1, 1))
     self.side = stack.shape[1]
-    self._pooled = _pool(_shifted(stack, self.shifts))  # alpha-weighted colour and alpha
+    # Colour times alpha, and alpha: [shifts*sprites,h,w,4] with a margin for the smoothing.
+    self._pooled = _smooth(_pool(_shifted(stack, self.shifts)))
+
+  @classmethod
+  def of(cls, canvas: Canvas) -> "Judge":
+    """The judge of emoji scenes on a canvas."""
+    return cls(sprites(canvas.sprite), BACKGROUNDS, picture=canvas.size, step=canvas.lattice)
 
   def parse(self, images: np.ndarray) -> list[Seen]:
     """Looks at pictures.
 
     Args:
-      images: uint8 [n,S,S,3], S even.
+      images: uint8 [n,S,S,3].
 
     Raises:
-      ValueError: for another shape or type.
+      ValueError: for another shape or type, or pictures smaller than a sprite.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
       raise ValueError(f"pictures must be uint8 [n,S,S,3], got {images.dtype} {images.shape}")
-    if images.shape[1] % 2 or images.shape[2] % 2 or min(images.shape[1:3]) < self.side:
-      raise ValueError(
-        f"pictures must have even sides of at least {self.side} pixels, got {images.shape[1:3]}"
-      )
+    if self.picture and images.shape[1:3] != (self.picture, self.picture):
+      resized = [media.to_square(image, self.picture) for image in images]
+      images = np.stack(resized) if resized else images
+    if len(images) and min(images.shape[1:3]) < self.side:
+      raise ValueError(f"pictures are smaller than a sprite: {images.shape[1:3]} < {self.side}")
+    images = np.pad(images, ((0, 0), *((0, n % 2) for n in images.shape[1:3]), (0, 0)), "edge")
     seen = []
     for start in range(0, len(images), CHUNK):
       small = _pool(images[start : start + CHUNK].astype(np.float32) / 255)
@@ -115,7 +129,10 @@ class Judge:
     found: list[list[Found]] = [[] for _ in small]
     active = np.arange(len(small))
     for _ in range(LIMIT):
-      windows = np.lib.stride_tricks.sliding_window_view(rest[active], (height, width), (1, 2))
+      smooth = _smooth(
+        rest[active]
+      )  # places count from the margin, that is from the picture's edge
+      windows = np.lib.stride_tricks.sliding_window_view(smooth, (height, width), (1, 2))
       grid = windows.shape[1:3]
       windows = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, kernel.shape[0])
       gain = (2 * (windows @ kernel) - energy).reshape(len(active), -1)
@@ -126,7 +143,7 @@ class Judge:
       for row, p, t, f in zip(active[taken], place[taken], which[taken], fit[taken]):
         y, x = np.divmod(p, grid[1])
         found[row].append(self._found(t, y, x, f))
-        rest[row, y : y + height, x : x + width] = 0
+        rest[row, y : y + height - 2, x : x + width - 2] = 0
       active = active[taken]
       if not len(active):
         break
@@ -136,13 +153,20 @@ class Judge:
     shift, which = divmod(int(template), len(self.names))
     dy, dx = self.shifts[shift]
     half = self.side / 2
-    return Found(self.names[which], 2 * x + dx + half, 2 * y + dy + half, float(fit))
+    return Found(self.names[which], float(2 * x + dx + half), float(2 * y + dy + half), float(fit))
 
 
 def _pool(x: np.ndarray) -> np.ndarray:
   """Mean of 2x2 pixels: [n,H,W,c] -> [n,H/2,W/2,c]."""
   n, height, width, channels = x.shape
   return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def _smooth(x: np.ndarray) -> np.ndarray:
+  """Binomial 3x3 filter on black: [n,h,w,c] -> [n,h+2,w+2,c]."""
+  x = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
+  return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
 
 
 def _shifted(sprites: np.ndarray, shifts) -> np.ndarray:
@@ -152,3 +176,83 @@ def _shifted(sprites: np.ndarray, shifts) -> np.ndarray:
   return np.concatenate(
     [np.pad(premultiplied, ((0, 0), (dy, room - dy), (dx, room - dx), (0, 0))) for dy, dx in shifts]
   )
+
+
+def score(seen: Seen, asked: Scene) -> dict[str, bool]:
+  """Compares a picture with what was asked.
+
+  Returns:
+    background; object (exactly the kinds asked, no other); count (as many objects as asked, of
+    whatever kind); pairs (only for scenes with two kinds: exactly these two, the first one left of
+    the second); all of them at once.
+  """
+  names, wanted = _names(seen.objects), _names(asked.objects)
+  right = {
+    "background": seen.background == asked.background,
+    "object": set(names) == set(wanted),
+    "count": len(names) == len(wanted),
+  }
+  if asked.kind == "pair":  # both stand from left to right
+    apart = all(a.x < b.x for a, b in zip(seen.objects, seen.objects[1:]))
+    right["pairs"] = names == wanted and apart
+  return {**right, "all": all(right.values())}
+
+
+def direction(first: Seen, last: Seen, *, least: float) -> str | None:
+  """Where the clearest object of the first frame is found in the last one.
+
+  Args:
+    first: what the first frame shows.
+    last: the last frame.
+    least: pixels by which it must have moved.
+
+  Returns:
+    A key of DIRECTIONS, or None if an object is missing or it stands still.
+  """
+  if not first.objects or not last.objects:
+    return None
+  a, b = (max(seen.objects, key=lambda o: o.fit) for seen in (first, last))
+  dx, dy = b.x - a.x, b.y - a.y
+  if max(abs(dx), abs(dy)) < least or abs(dx) == abs(dy):
+    return None
+  return max(DIRECTIONS, key=lambda name: dx * DIRECTIONS[name][0] + dy * DIRECTIONS[name][1])
+
+
+def score_video(first: Seen, last: Seen, asked: Scene, *, least: float) -> dict[str, bool]:
+  """background and object must be right in the first and in the last frame: exactly one object, the
+  one asked for; direction: see `direction`; all: everything at once."""
+  right = {
+    "background": first.background == last.background == asked.background,
+    "object": all(_names(s.objects) == _names(asked.objects) for s in (first, last)),
+    "direction": direction(first, last, least=least) == asked.direction,
+  }
+  return {**right, "all": all(right.values())}
+
+
+def rates(scores: Sequence[Mapping[str, bool]]) -> dict[str, float | int]:
+  """Shares by attribute; `pairs` and `all_count_scenes` over the scenes they are defined for.
+
+  Returns:
+    The shares, with n, n_pairs and n_count_scenes; an attribute without a sample is 0.
+  """
+  shares: dict[str, float | int] = {}
+  keys = dict.fromkeys(key for s in scores for key in s)
+  for key in keys:
+    shares[key] = _mean([s[key] for s in scores if key in s])
+  singles = [s["all"] for s in scores if "pairs" not in s]
+  shares.setdefault("pairs", 0.0)
+  return {
+    **shares,
+    "all_count_scenes": _mean(singles),
+    "n": len(scores),
+    "n_count_scenes": len(singles),
+    "n_pairs": len(scores) - len(singles),
+  }
+
+
+def _names(objects: Iterable[Found | Placed]) -> tuple[str, ...]:
+  return tuple(o.name for o in objects)
+
+
+def _mean(values: Sequence[bool]) -> float:
+  return float(np.mean(values)) if len(values) else 0.0
