@@ -74,13 +74,14 @@ def test_interrupted_it_goes_on_and_finished_it_does_nothing(tmp_path):
   with pytest.raises(ValueError, match="holds codes of tower tower"):
     run(tmp_path, tower_id="other")
   first = (tmp_path / "coded" / kept[0]).stat().st_mtime_ns
+  (tmp_path / "coded" / f".{kept[0]}.123").write_bytes(b"half")  # what kill -9 leaves
   resumed = run(tmp_path)
   assert (tmp_path / "coded" / kept[0]).stat().st_mtime_ns == first
   whole = run(tmp_path, "whole")
   assert list(resumed) == list(whole)
   for file in whole.shards:
     assert (whole.path / file).read_bytes() == (resumed.path / file).read_bytes()
-  assert not (tmp_path / "coded" / codes.STAMP).exists()
+  assert {p.name for p in (tmp_path / "coded").iterdir()} == {*whole.shards, records.INFO}
 
   def never(images):
     raise AssertionError

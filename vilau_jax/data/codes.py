@@ -62,6 +62,8 @@ def add_codes(
     progress(len(source), len(source))
     return Records(output)
   output.mkdir(parents=True, exist_ok=True)
+  for stale in output.glob(".*.array_record.*"):  # what kill -9 leaves
+    stale.unlink()
   (output / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     coder = _Coder(encode, tower_id, image_size, batch_size, keep_images, pool)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vilau_jax.config import SYSTEM_PROMPT, VilaUConfig
 from vilau_jax.data import conversation as C
+from vilau_jax.data.conversation import CAPTION_QUESTION
 from vilau_jax.data.tokenizer import Tokenizer
 
 FORMS = ("i2t", "t2i", "t2v", "v2t", "interleaved", "text", "sft")
@@ -259,7 +260,7 @@ def _questions(record, form, settings, rng) -> list[C.Turn]:
     raise _error(record, "a question or its answer is empty")
   caption = record.get("caption", "").strip()
   if settings.caption_turn and caption:
-    pairs.append((C.CAPTION_QUESTION[kind], caption))
+    pairs.append((CAPTION_QUESTION[kind], caption))
   if not pairs:
     raise _error(record, f"form {form!r} needs conversations (or caption_turn and a caption)")
   count = min(settings.max_turns or len(pairs), len(pairs))

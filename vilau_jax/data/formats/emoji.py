@@ -11,10 +11,7 @@ is held out is held out too. Every word of the test captions occurs in training.
 """
 
 import dataclasses
-import functools
 import hashlib
-import importlib.resources
-import io
 import json
 import os
 import pathlib
@@ -25,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vilau_jax.data import media, records
+from vilau_jax.data.formats.sprites import sprite
 
 OBJECTS = {  # name -> (label in the atlas, plural)
   "fox": ("fox", "foxes"),
@@ -72,8 +70,10 @@ class Canvas:
   frames: int = 4
 
   def __post_init__(self):
+    if min(self.sprite, self.lattice, self.frames) < 1:
+      raise ValueError(f"the sizes of a canvas must be positive: {self}")
     last = (self.size - self.sprite) // self.lattice * self.lattice
-    if min(self.sprite, self.lattice, self.frames) < 1 or last < self.sprite:
+    if last < self.sprite:
       raise ValueError(f"two sprites must fit side by side: {self}")
     if (self.frames - 1) * self.lattice > last:
       raise ValueError(f"a sprite moving {self.frames} frames leaves the picture: {self}")
@@ -148,34 +148,6 @@ def sprites(size: int) -> dict[str, np.ndarray]:
     ValueError: if the atlas lacks one.
   """
   return {name: sprite(label, size) for name, (label, _) in OBJECTS.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def sprite(label: str, size: int) -> np.ndarray:
-  """The sprite with a label or name of the atlas, uint8 [size,size,4].
-
-  Raises:
-    ValueError: if there is none.
-  """
-  index, atlas = _atlas()
-  if label not in index:
-    raise ValueError(f"the sprite atlas has no {label!r}")
-  column, row, side = index[label]
-  box = (column * side, row * side, (column + 1) * side, (row + 1) * side)
-  return np.asarray(atlas.crop(box).resize((size, size), Image.Resampling.LANCZOS))
-
-
-@functools.cache
-def _atlas() -> tuple[dict[str, tuple[int, int, int]], Image.Image]:
-  assets = importlib.resources.files("vilau_jax.data") / "assets"
-  content = json.loads((assets / "fluent_flat_64.json").read_text(encoding="utf-8"))
-  image = Image.open(io.BytesIO((assets / "fluent_flat_64.webp").read_bytes())).convert("RGBA")
-  index: dict[str, tuple[int, int, int]] = {}
-  for number, item in enumerate(content["items"]):
-    row, column = divmod(number, content["cols"])
-    for label in (item["label"], item["name"]):
-      index.setdefault(label, (column, row, content["size"]))
-  return index, image
 
 
 def render(scene: Scene, size: int | None = None) -> np.ndarray:
