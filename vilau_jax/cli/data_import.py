@@ -14,8 +14,8 @@ import difflib
 import time
 
 from absl import flags
-from rich import progress as rich_progress
 
+from vilau_jax.cli.progress import PatientBar
 from vilau_jax.data.formats import easy_vqa, emoji, folder
 
 FORMATS = ("emoji", "easy-vqa", "folder")
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
   if not _OUTPUT.value:
     raise ValueError("say where the records go: --output=DIR")
   began = time.monotonic()
-  with _Line() as line:
+  with PatientBar("records") as line:
     counts = _convert(argv[0], line.update)
   print(f"{_OUTPUT.value}: {', '.join(f'{n} {part}' for part, n in counts.items())}")
   print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect DIR")
@@ -79,30 +79,3 @@ def _convert(name: str, progress) -> dict[str, int]:
       _SOURCE.value, _OUTPUT.value, size=size, limit=_LIMIT.value, progress=progress
     )
   return folder.convert(_SOURCE.value, _OUTPUT.value, size=size or 0, progress=progress)
-
-
-class _Line:
-  """A progress line that appears after a few seconds."""
-
-  def __init__(self, patience: float = 2.0):
-    self._patience, self._began, self._bar = patience, time.monotonic(), None
-
-  def __enter__(self) -> "_Line":
-    return self
-
-  def update(self, done: int, total: int) -> None:
-    if self._bar is None and time.monotonic() - self._began > self._patience:
-      self._bar = rich_progress.Progress(
-        "[progress.description]{task.description}",
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-      )
-      self._bar.start()
-      self._task = self._bar.add_task("records", total=total)
-    if self._bar is not None:
-      self._bar.update(self._task, completed=done)
-
-  def __exit__(self, *error) -> None:
-    if self._bar is not None:
-      self._bar.stop()
