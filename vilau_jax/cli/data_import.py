@@ -15,7 +15,7 @@ import time
 
 from absl import flags
 
-from vilau_jax.cli.progress import PatientBar
+from vilau_jax.cli.progress import Bar
 from vilau_jax.data.formats import easy_vqa, emoji, folder
 
 FORMATS = ("emoji", "easy-vqa", "folder")
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
   if not _OUTPUT.value:
     raise ValueError("say where the records go: --output=DIR")
   began = time.monotonic()
-  with PatientBar("records") as line:
+  with Bar("records") as line:
     counts = _convert(argv[0], line.update)
   print(f"{_OUTPUT.value}: {', '.join(f'{n} {part}' for part, n in counts.items())}")
   print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect DIR")

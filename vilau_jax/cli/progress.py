@@ -5,7 +5,7 @@ import time
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class PatientBar:
+class Bar:
   """Context manager: a progress line that appears only after `patience` seconds.
 
   Args:
@@ -16,7 +16,7 @@ class PatientBar:
     self._what, self._patience, self._began = what, patience, time.monotonic()
     self._bar = self._task = None
 
-  def __enter__(self) -> "PatientBar":
+  def __enter__(self) -> "Bar":
     return self
 
   def update(self, done: int, total: int) -> None:
