@@ -388,6 +388,10 @@ class VilaU:
     variables = self._runtime.variables()
     checkpoint.save_model(path, self.config, variables, tokenizer, self.tower_tokenizer_path)
 
+  def tower_id(self) -> str:
+    """16 hex digits of what makes codes; records carry them beside their codes."""
+    return self._runtime.tower_id()
+
   def identity(self) -> str:
     """16 hex digits that tell this model from others: architecture and a sample of all weights."""
     return self._runtime.identity()

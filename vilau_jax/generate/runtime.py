@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vilau_jax import checkpoint
 from vilau_jax.checkpoint import LoadedModel
 from vilau_jax.data import media
 from vilau_jax.data import sequence as sequences
@@ -68,6 +69,12 @@ class Runtime:
     if "llm" in self._parts:
       variables["params"] |= stacked(self.engine.params, self.engine.stored)
     return variables
+
+  def tower_id(self) -> str:
+    """See checkpoint.tower_id."""
+    self.need("tower")
+    params = {"tower": self._tower["params"]}
+    return checkpoint.tower_id({"params": params, "quantizer": self._tower["quantizer"]})
 
   def identity(self) -> str:
     """16 hex digits of the architecture and a sample of all weights."""
@@ -173,6 +180,10 @@ class Runtime:
     if isinstance(images, str | bytes | os.PathLike | Image) or hasattr(images, "convert"):
       images = [images]
     side = self.config.tower.image_size
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+      if images.shape[1:] == (side, side, 3):  # nothing to do
+        yield images
+        return
     for start in range(0, len(images), _CHUNK):
       squares = []
       for i, picture in enumerate(images[start : start + _CHUNK], start):

@@ -1,0 +1,85 @@
+"""ask about pictures and videos, or just talk
+
+vilau chat --model=DIR --image=cat.png "What is this?"
+    one answer, as it is written; --image and --video may be given several times
+vilau chat --model=DIR
+    a prompt; the conversation goes on until an empty line, /new starts another one
+"""
+
+from absl import flags
+
+# Overridable, so that several commands can be imported into one process.
+_MODEL = flags.DEFINE_string(
+  "model", None, "model directory or training workdir (required)", allow_override=True
+)
+_IMAGE = flags.DEFINE_multi_string("image", [], "picture to talk about", allow_override=True)
+_VIDEO = flags.DEFINE_multi_string(
+  "video", [], "video file or folder of frames to talk about", allow_override=True
+)
+_TOKENS = flags.DEFINE_integer(
+  "max_new_tokens", 512, "longest answer, in tokens", lower_bound=1, allow_override=True
+)
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.0, "0 always writes the most likely token", allow_override=True
+)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among this share", allow_override=True)
+_SEED = flags.DEFINE_integer("seed", 0, "same seed, same answer", allow_override=True)
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) > 1:
+    raise ValueError(f"give one question, in quotes; got {argv}")
+  if argv and not argv[0].strip():
+    raise ValueError("the question is empty")
+  if not _MODEL.value:
+    raise ValueError("--model=DIR is missing; see vilau chat --help")
+  from vilau_jax import api  # flags first: jax takes seconds
+
+  shown = [*map(api.Image, _IMAGE.value), *map(api.Video, _VIDEO.value)]
+  model = api.load(_MODEL.value)
+  if argv:
+    answer(model, [{"role": "user", "content": [*shown, argv[0]]}])
+  else:
+    talk(model, shown)
+  return 0
+
+
+def answer(model, turns: list[dict]) -> str:
+  """Prints the answer to the turns as it is written, and returns it."""
+  written = ""
+  for piece in model.stream_text(
+    [turns], max_new_tokens=_TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value,
+    seed=_SEED.value,
+  ):  # fmt: skip
+    print(piece, end="", flush=True)
+    written += piece
+  print()
+  return written.strip()
+
+
+def talk(model, shown: list) -> None:
+  """A conversation at the prompt; the pictures belong to its first question."""
+  print("ask; an empty line ends, /new starts again")
+  turns: list[dict] = []
+  while True:
+    try:
+      question = input("> ").strip()
+    except EOFError:
+      return
+    if not question:
+      return
+    if question == "/new":
+      turns = []
+      continue
+    content = [question] if turns else [*shown, question]
+    turns.append({"role": "user", "content": content})
+    try:
+      written = answer(model, turns)
+    except ValueError as error:
+      print(f"{error}\n(/new starts again)")
+      turns.pop()
+      continue
+    if written:
+      turns.append({"role": "assistant", "content": written})
+    else:  # an empty answer can't stand in the conversation
+      turns.pop()

@@ -1,0 +1,52 @@
+"""add a tower's codes to records
+
+vilau tokenize --model=DIR --records=DIR --output=DIR
+    copies records with the codes of their pictures and frames, which is what language-model
+    training reads. Interrupted, it goes on with the first unfinished shard; finished, it returns at
+    once.
+"""
+
+import time
+
+from absl import flags
+
+# Overridable, so that several commands can be imported into one process.
+_MODEL = flags.DEFINE_string(
+  "model", None, "tower: training workdir or model directory (required)", allow_override=True
+)
+_RECORDS = flags.DEFINE_string("records", None, "directory of records (required)")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "directory for the copy (required)", allow_override=True
+)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 64, "pictures encoded at once", lower_bound=1, allow_override=True
+)
+_KEEP = flags.DEFINE_bool("keep_images", True, "keep the pictures in the copy")
+
+
+def main(argv: list[str]) -> int:
+  if argv:
+    raise ValueError(f"unexpected {argv}; see vilau tokenize --help")
+  for flag in (_MODEL, _RECORDS, _OUTPUT):
+    if not flag.value:
+      raise ValueError(f"--{flag.name}=DIR is missing; see vilau tokenize --help")
+  from vilau_jax import api  # flags first: jax takes seconds
+  from vilau_jax.cli.progress import Bar
+  from vilau_jax.data import codes
+
+  model = api.load(_MODEL.value)
+  identity = model.tower_id()  # refuses models without a tower
+  tower = model.config.tower
+  began = time.monotonic()
+
+  def encode(images):
+    return model.encode_images(images).reshape(len(images), tower.image_tokens, -1)
+
+  with Bar("records") as bar:
+    written = codes.add_codes(
+      _RECORDS.value, _OUTPUT.value, encode, identity, image_size=tower.image_size,
+      batch_size=_BATCH.value, keep_images=_KEEP.value, progress=bar.update,
+    )  # fmt: skip
+  seconds = time.monotonic() - began
+  print(f"{_OUTPUT.value}: {len(written)} records with codes of tower {identity}, {seconds:.1f} s")
+  return 0

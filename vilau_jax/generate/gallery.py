@@ -1,0 +1,80 @@
+"""An output directory: numbered pictures and videos, and metadata.json that says what made each."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vilau_jax.data import media
+
+METADATA = "metadata.json"
+
+
+class Gallery:
+  """Continues a directory; files and metadata are complete after every `add`.
+
+  Args:
+    directory: made when absent.
+
+  Attributes:
+    names: files written by this object.
+
+  Raises:
+    ValueError: if nothing can be written there, or its metadata.json is something else.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    self.directory = pathlib.Path(directory)
+    self.names: list[str] = []
+    self._file = self.directory / METADATA
+    probe = self.directory / f".{os.getpid()}"
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      probe.touch()
+      probe.unlink()
+    except OSError as error:
+      raise ValueError(f"cannot write to {directory}: {error}") from error
+    self._entries = self._read()
+    numbers = [int(p.stem) for p in self.directory.iterdir() if p.stem.isdigit()]
+    self._next = 1 + max(numbers, default=-1)
+
+  def add(self, pixels: np.ndarray, made_by: dict[str, Any], fps: float = 8) -> str:
+    """Writes uint8 [S, S, 3] as PNG or [F, S, S, 3] as MP4, and its entry; returns the name."""
+    image = pixels.ndim == 3
+    name = f"{self._next:06}.{'png' if image else 'mp4'}"
+    entry = {"file": name, "kind": "image" if image else "video", **made_by}
+    if image:
+      media.write_image(pixels, self.directory / name, {"vilau": json.dumps(entry)})
+    else:
+      entry |= {"num_frames": len(pixels), "fps": fps}
+      media.write_video(pixels, self.directory / name, fps)
+    self._entries.append(entry)
+    partial = self._file.with_name(f".{METADATA}.{os.getpid()}")
+    partial.write_text(json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    partial.replace(self._file)
+    self.names.append(name)
+    self._next += 1
+    return name
+
+  def sheet(self, columns: int) -> pathlib.Path | None:
+    """grid.png: the pictures written by this object with their prompts; None for less than two."""
+    mine = [e for e in self._entries if e["file"] in self.names and e["kind"] == "image"]
+    if len(mine) < 2:
+      return None
+    pictures = [self.directory / entry["file"] for entry in mine]
+    captions = [str(entry.get("prompt", "")) for entry in mine]
+    grid = media.contact_sheet(pictures, columns, captions)
+    return media.write_image(grid, self.directory / "grid.png")
+
+  def _read(self) -> list[dict[str, Any]]:
+    if not self._file.exists():
+      return []
+    try:
+      entries = json.loads(self._file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{self._file} is not readable: {error}") from error
+    if not isinstance(entries, list):
+      raise ValueError(f"{self._file} is not a list of generated files; choose another directory")
+    return entries
