@@ -285,8 +285,7 @@ def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[st
 
 
 def _metadata(directory: epath.Path) -> Flat:
-  with ocp.StandardCheckpointer() as reader:
-    return traverse_util.flatten_dict(reader.metadata(directory).item_metadata.tree)
+  return traverse_util.flatten_dict(ocp.PyTreeCheckpointHandler().metadata(directory).tree)
 
 
 def _read(index: Mapping[tuple[str, ...], Any], placed: Flat | None = None) -> Flat:

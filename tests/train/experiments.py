@@ -1,17 +1,29 @@
 """Tiny experiments and batches for the tests of training."""
 
+import copy
+import pathlib
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from vilau_jax.config import VilaUConfig
+from vilau_jax.data import media, records
 from vilau_jax.train import defaults
 
+# Less to compile than the preset "tiny": every kind of part once.
+SMALL = dict(
+  vision=dict(depth=2),
+  text=dict(depth=1),
+  decoder=dict(multipliers=(1, 2), blocks=0, attention_resolutions=(), pixel_shuffle=4),
+)
+COLOURS = ("red", "green", "blue", "white", "black", "grey")
 
-def tower(**model) -> tuple[ConfigDict, VilaUConfig]:
-  """A tower experiment on the tiny model: 4 steps, batch 8, no warm-up."""
+
+def tower() -> tuple[ConfigDict, VilaUConfig]:
+  """A tower experiment: 6 steps, batch 8, no warm-up."""
   c = defaults.tower()
   c.steps, c.batch_size = 6, 8
-  c.model = dict(preset="tiny", **model)
+  c.model = dict(preset="tiny", dtype="float32", remat="none", tower=copy.deepcopy(SMALL))
   c.optim.update(dict(peak_lr=1e-3, warmup=0, clip=1.0))
   c.optim.freeze = ()
   c.mesh.data = -1
@@ -24,7 +36,8 @@ def lm(**model) -> tuple[ConfigDict, VilaUConfig]:
   """A language-model experiment on the tiny model."""
   c = defaults.lm()
   c.steps, c.batch_size = 6, 8
-  c.model = dict(preset="tiny", **model)
+  base = dict(preset="tiny", dtype="float32", remat="none", tower=copy.deepcopy(SMALL))
+  c.model = base | model
   c.optim.update(dict(peak_lr=1e-3, warmup=0))
   c.data.row.update(dict(length=64, slots=40, targets=32, window=64))
   c.loss.text_chunk, c.loss.code_chunk = 64, 64
@@ -77,3 +90,63 @@ def lm_batch(model: VilaUConfig, row: ConfigDict, size: int = 8, seed: int = 0) 
       0, model.llm.vocab_size, answer - 1
     )
   return batch
+
+
+def write_pictures(path: pathlib.Path, side: int = 32, count: int = 24) -> None:
+  """Records of plain pictures with a caption and two questions."""
+  draw = np.random.default_rng(7)
+  with records.Writer(path, "plain") as writer:
+    for i in range(count):
+      colour = i % len(COLOURS)
+      pixels = draw.integers(0, 40, (side, side, 3)) + 35 * colour
+      writer.write(
+        {
+          "kind": "sft",
+          "id": f"{i}",
+          "source": "tests",
+          "caption": f"a {COLOURS[colour]} square",
+          "images": [media.encode_png(pixels.astype(np.uint8))],
+          "conversations_from": ["human", "gpt"] * 2,
+          "conversations_value": ["Which colour?", COLOURS[colour], "Is it red?", "no"],
+        }
+      )
+
+
+def write_codes(source: pathlib.Path, path: pathlib.Path, model: VilaUConfig, tower_id: str):
+  """The records of `source` with drawn codes."""
+  draw = np.random.default_rng(8)
+  shape = (1, model.tower.image_tokens, model.tower.quantizer.depth)
+  with records.Writer(path, "plain") as writer:
+    for record in records.Records(source):
+      codes = draw.integers(0, model.tower.quantizer.entries, shape)
+      records.put_codes(record, codes, tower_id)
+      writer.write(record)
+
+
+def tower_run(root: pathlib.Path) -> ConfigDict:
+  """A tower run on `root`/pictures, which is written when it is not there."""
+  c, _ = tower()
+  c.model.tower.text.vocab_size = 0
+  if not (root / "pictures").exists():
+    write_pictures(root / "pictures")
+  c.data.root, c.data.mixture = str(root), (dict(path="pictures", weight=1.0),)
+  c.data.tokenizer_size, c.data.augment = 300, "none"
+  return c
+
+
+def lm_run(root: pathlib.Path, tower_directory: pathlib.Path, tower_id: str) -> ConfigDict:
+  """A language-model run on `root`/codes, which is written when it is not there."""
+  c, model = lm(llm=dict(vocab_size=0))
+  c.model.tower.text.vocab_size = 0
+  if not (root / "codes").exists():
+    write_codes(root / "pictures", root / "codes", model, tower_id)
+  c.init_from = dict(tower=str(tower_directory))
+  c.data.root = str(root)
+  c.data.mixture = (
+    dict(path="codes", form="t2i", weight=1.0),
+    dict(path="codes", form="i2t", weight=1.0),
+  )
+  c.data.tokenizer_size = 300
+  c.data.row.update(dict(length=96, slots=64, targets=48, window=16))
+  c.model.system_prompt = ""
+  return c

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +54,10 @@ COMPONENTS = {
 
 
 def train(
-  config: ConfigDict, workdir: epath.PathLike, profile: tuple[int, int] | None = None
+  config: ConfigDict,
+  workdir: epath.PathLike,
+  profile: tuple[int, int] | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment to config.steps, or goes on with it.
 
@@ -62,6 +65,7 @@ def train(
     config: see train/defaults.py for every field.
     workdir: of this run alone; checkpoints, frozen parts, tokenizers and logs go there.
     profile: first and last step of a profiler trace written to workdir/profile.
+    devices: to train on; None takes all of the job.
 
   Returns:
     {"step", "finished", "seconds" (of this call), "metrics" (last written)}.
@@ -72,7 +76,7 @@ def train(
   """
   began = time.monotonic()
   run = experiments.resolve(config, workdir)
-  mesh = sharding.make_mesh(**config.mesh.to_dict())
+  mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
   with jax.set_mesh(mesh), _stop_signals() as stopping, contextlib.ExitStack() as closing:
     saved = checkpoint.TrainingCheckpoints(run.workdir, **config.ckpt.to_dict())
     closing.callback(saved.close)
@@ -83,7 +87,7 @@ def train(
     writer = _writer(run, start)
     closing.callback(writer.close)
     batches = _batches(run, mesh, start)
-    draw = samples.drawer(run, stage, mesh)
+    draw = samples.drawer(run, stage, mesh) if config.log.samples_every else None
     for step in range(start, config.steps):
       _profile(run.workdir, profile, step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -94,8 +98,7 @@ def train(
       if stop or done == config.steps or done % config.ckpt.every == 0:
         writer.check()  # a checkpoint never holds what is not finite
         saved.save(done, state, {"tower_id": run.tower_id}, force=stop or done == config.steps)
-      every = config.log.samples_every
-      if every and (done % every == 0 or done == config.steps):
+      if draw and (done % config.log.samples_every == 0 or done == config.steps):
         writer.image("samples", done, draw(state, frozen, done))
       if stop:
         logging.warning("stopped at step %d; run the same command to go on", done)

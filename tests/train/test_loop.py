@@ -1,0 +1,232 @@
+"""Whole runs: resumed ones are exact, wrong ones are refused, what they leave loads."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import experiments
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vilau_jax import checkpoint
+from vilau_jax.config import VilaUConfig
+from vilau_jax.metrics import NonFiniteError
+from vilau_jax.train import loop
+
+
+def train(config, workdir):
+  """On one device where the mesh is left alone, else on all eight."""
+  alone = config.mesh.data == -1
+  return loop.train(config, workdir, devices=jax.devices()[:1] if alone else None)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def tower_run(root):
+  """A finished tower run: (config, workdir)."""
+  config, workdir = experiments.tower_run(root), root / "tower"
+  config.log.samples_every = 3
+  train(config, workdir)
+  return config, workdir
+
+
+@pytest.fixture(scope="module")
+def lm_run(root, tower_run):
+  """A finished language-model run on that tower's codes."""
+  identity = checkpoint.tower_id(checkpoint.load_model(tower_run[1]).variables)
+  config, workdir = experiments.lm_run(root, tower_run[1], identity), root / "lm"
+  train(config, workdir)
+  return config, workdir
+
+
+def lines(workdir):
+  return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def kept(line):
+  return {k: v for k, v in line.items() if k not in ("elapsed", "seconds_per_step")}
+
+
+def interrupted(config, workdir, after):
+  """Runs until metrics.jsonl shows step `after`, then gets SIGTERM."""
+
+  def watch():
+    file = workdir / "metrics.jsonl"
+    while not (file.exists() and f'"step": {after},' in file.read_text()):
+      time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
+  return train(config, workdir)
+
+
+def assert_same_run(one, other):
+  assert [kept(x) for x in lines(one)] == [kept(x) for x in lines(other)]
+  first, second = (checkpoint.load_model(path).variables for path in (one, other))
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_tower_run_leaves_a_model_logs_and_samples(tower_run):
+  workdir = tower_run[1]
+  loaded = checkpoint.load_model(workdir)
+  assert set(loaded.variables) == {"params", "quantizer"} and loaded.config.llm is None
+  assert loaded.config.tower.text.vocab_size > 0 and loaded.tower_tokenizer_path
+  assert [x["step"] for x in lines(workdir)] == list(range(1, 7))
+  assert {"loss", "loss_contrastive", "perplexity/3", "restarted/1", "psnr"} <= set(
+    lines(workdir)[0]
+  )
+  assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["000003.png", "000006.png"]
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+
+
+@pytest.mark.parametrize("mesh", [dict(data=-1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_a_stopped_tower_run_goes_on_exactly(tower_run, tmp_path, mesh):
+  config = ConfigDict(tower_run[0].to_dict())
+  config.mesh.update(mesh)
+  config.log.samples_every = 0
+  whole = tower_run[1]
+  if mesh != dict(data=-1):
+    train(config, tmp_path / "whole")
+    whole = tmp_path / "whole"
+  config.ckpt.every = 100
+  stopped = interrupted(config, tmp_path / "cut", after=2)
+  assert not stopped["finished"] and 2 <= stopped["step"] < 6
+  assert train(config, tmp_path / "cut")["finished"]
+  assert_same_run(whole, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("mesh", [dict(data=-1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_a_stopped_lm_run_goes_on_exactly(lm_run, tmp_path, mesh):
+  config = ConfigDict(lm_run[0].to_dict())
+  config.mesh.update(mesh)
+  whole = lm_run[1]
+  if mesh != dict(data=-1):
+    train(config, tmp_path / "whole")
+    whole = tmp_path / "whole"
+  config.ckpt.every = 100
+  stopped = interrupted(config, tmp_path / "cut", after=2)
+  assert not stopped["finished"]
+  assert train(config, tmp_path / "cut")["finished"]
+  assert_same_run(whole, tmp_path / "cut")
+
+
+def test_an_lm_run_carries_its_tower_and_loads_whole(tower_run, lm_run):
+  tower = checkpoint.load_model(tower_run[1])
+  loaded = checkpoint.load_model(lm_run[1])
+  assert set(loaded.variables["params"]) == {"tower", "llm", "projector", "depth"}
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    loaded.variables["params"]["tower"],
+    tower.variables["params"]["tower"],
+  )
+  assert loaded.config.tower == tower.config.tower
+  assert loaded.tokenizer_path and loaded.tower_tokenizer_path
+  assert {"loss_text", "loss_image", "loss_code/3", "fill"} <= set(lines(lm_run[1])[0])
+  step = lm_run[1] / "checkpoints" / "6"
+  assert {p.name for p in step.iterdir()} >= {"params", "opt"}
+
+
+def test_fine_tuning_starts_from_the_whole_model_and_keeps_the_frozen(lm_run, tmp_path):
+  config = ConfigDict(lm_run[0].to_dict())
+  config.init_from = dict(whole=str(lm_run[1]))
+  config.optim.freeze = ("llm", "projector")
+  config.steps = 2
+  train(config, tmp_path / "tuned")
+  before, after = (
+    checkpoint.load_model(p).variables["params"] for p in (lm_run[1], tmp_path / "tuned")
+  )
+  for part in ("llm", "projector", "tower"):
+    jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before["depth"], after["depth"])
+  assert min(jax.tree.leaves(moved["classifier"])) > 0
+  assert train(config, tmp_path / "tuned")["step"] == 2
+
+
+def test_code_scale_can_be_measured(lm_run, tmp_path):
+  config = ConfigDict(lm_run[0].to_dict())
+  config.code_scale, config.steps = "auto", 1
+  train(config, tmp_path / "run")
+  scale = checkpoint.load_model(tmp_path / "run").config.code_scale
+  assert scale != 1.0 and 1e-3 < scale < 1e3
+  assert train(config, tmp_path / "run")["finished"]
+
+
+def changed(config, **values):
+  config = ConfigDict(config.to_dict())
+  with config.unlocked():
+    for key, value in values.items():
+      config[key] = value
+  return config
+
+
+def test_a_workdir_of_another_experiment_is_refused(tower_run):
+  config, workdir = tower_run
+  with pytest.raises(ValueError, match=r"another experiment:\n  seed: 0 there, 1 now"):
+    train(changed(config, seed=1), workdir)
+  other = ConfigDict(config.to_dict())
+  other.model.tower.quantizer = dict(entries=16)
+  other.ckpt.every = 5
+  with pytest.raises(ValueError, match=r"model\.tower\.quantizer\.entries: None there, 16 now"):
+    train(other, workdir)
+  with pytest.raises(ValueError, match="stage: 'tower' there, 'lm' now"):
+    train(changed(config, stage="lm"), workdir)
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tower_run, tmp_path):
+  (tmp_path / "holiday.jpg").write_bytes(b"")
+  with pytest.raises(ValueError, match="neither empty nor a run"):
+    train(tower_run[0], tmp_path)
+
+
+def test_a_longer_schedule_goes_on(tower_run, tmp_path):
+  config = changed(tower_run[0], steps=2)
+  config.log.samples_every = 0
+  train(config, tmp_path / "run")
+  config.steps = 3
+  assert train(config, tmp_path / "run")["step"] == 3
+
+
+def test_codes_of_another_tower_or_none_are_refused(root, lm_run, tmp_path):
+  config = ConfigDict(lm_run[0].to_dict())
+  model = VilaUConfig.from_preset("tiny")
+  experiments.write_codes(root / "pictures", tmp_path / "codes", model, "0123456789abcdef")
+  config.data.root = str(tmp_path)
+  with pytest.raises(ValueError, match=r"made by tower 0123456789abcdef.*vilau tokenize"):
+    train(config, tmp_path / "run")
+  config.data.root = str(root)
+  config.data.mixture = (dict(path="pictures", form="t2i", weight=1.0),)
+  with pytest.raises(ValueError, match="no codes: run `vilau tokenize`"):
+    train(config, tmp_path / "run2")
+  config.data.mixture = (dict(path="code", form="t2i", weight=1.0),)
+  with pytest.raises(ValueError, match=r"no records at .*code \(did you mean 'codes'\?\)"):
+    train(config, tmp_path / "run3")
+
+
+def test_an_lm_run_needs_its_tower(lm_run, tower_run, tmp_path):
+  config = ConfigDict(lm_run[0].to_dict())
+  config.init_from = ConfigDict()
+  with pytest.raises(ValueError, match=r"needs init_from\.tower"):
+    train(config, tmp_path / "run")
+  config = ConfigDict(lm_run[0].to_dict())
+  config.model.tower.quantizer = dict(entries=64)
+  with pytest.raises(ValueError, match=r"tower\.quantizer\.entries: 32 there, 64 in the preset"):
+    train(config, tmp_path / "run2")
+
+
+def test_what_is_not_finite_stops_the_run_before_the_next_checkpoint(tower_run, tmp_path):
+  config = ConfigDict(tower_run[0].to_dict())
+  config.optim.update(dict(peak_lr=1e30, clip=0.0))
+  config.log.update(dict(every=100, samples_every=0))
+  config.ckpt.every = 1
+  with pytest.raises(NonFiniteError, match=r"step \d: .*loss.* not finite"):
+    train(config, tmp_path / "run")
+  for leaf in jax.tree.leaves(checkpoint.load_model(tmp_path / "run").variables["quantizer"]):
+    assert np.isfinite(leaf).all()
