@@ -57,6 +57,9 @@ def lines(
       axes.axhline(floor[1], color=_INK, linestyle="--", linewidth=1, label=floor[0])
     if log:
       axes.set_yscale("log")
+      axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+      axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+      axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     if percent:
       axes.set_ylim(0, 1.03)
       axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))

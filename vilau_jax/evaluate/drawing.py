@@ -12,6 +12,7 @@ from vilau_jax.evaluate.sets import TestSet
 
 Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
+VIDEO_SCALES = (1.0, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.5, 0.7, 1.0)
 WORDS = {"background": "background", "object": "objects", "count": "number", "pairs": "order",
          "direction": "direction"}  # fmt: skip
@@ -52,7 +53,7 @@ class Hand:
     return (self.seed * 100 + stream) * 10_000 % 2**31
 
 
-def settings(hand: Hand, validation: TestSet) -> Found:
+def image_settings(hand: Hand, validation: TestSet) -> Found:
   """Chooses temperature, then guidance scale, by the mean of objects, number and all."""
   rows: list[dict[str, Any]] = []
 
@@ -74,6 +75,19 @@ def settings(hand: Hand, validation: TestSet) -> Found:
   return {"rows": rows, "chosen": chosen, "n": len(validation)}, {}
 
 
+def video_settings(hand: Hand, validation: TestSet, temperature: float) -> Found:
+  """Chooses the guidance scale of videos by the mean of object, direction and all."""
+  rows: list[dict[str, Any]] = []
+  for scale in VIDEO_SCALES:
+    wish = {"cfg_scale": scale, "temperature": temperature}
+    films = hand.videos(validation.captions, wish, stream=6)
+    right = scenes.rates(_score_films(hand, films, validation))
+    rows.append({**wish, **right, "score": right["object"] + right["direction"] + right["all"]})
+  chosen = max(rows, key=lambda row: row["score"])
+  chosen = {key: chosen[key] for key in ("cfg_scale", "temperature")}
+  return {"rows": rows, "chosen": chosen, "n": len(validation)}, {}
+
+
 def drawings(hand: Hand, test: TestSet, wish: dict[str, float], *, shown: int = 24) -> Found:
   """One drawing for every held-out prompt."""
   images = hand.images(test.captions, wish, stream=2)
@@ -85,6 +99,7 @@ def drawings(hand: Hand, test: TestSet, wish: dict[str, float], *, shown: int = 
     "rates": scenes.rates(scores),
     "chance": scenes.rates(list(map(scenes.score, shuffled, test.scenes))),
     "by_kind": _by_kind(scores, test),
+    "distinct": len(set(test.captions)),
     "confusion": {
       "objects": _objects(hand.judge, seen, test),
       "counts": _counts(seen, test),
@@ -123,6 +138,7 @@ def shapes(hand: Hand, test: TestSet, wish: dict[str, float]) -> Found:
     "chance": {"color": 1 / len(easy_vqa.COLORS), "shape": 1 / len(easy_vqa.SHAPES),
                "all": 1 / len(easy_vqa.COLORS) / len(easy_vqa.SHAPES)},
     "n": len(test), "prompts": test.captions[:SHAPES_SHOWN],
+    "right": [easy_vqa.from_pixels(i) == w for i, w in zip(images, wanted)][:SHAPES_SHOWN],
   }  # fmt: skip
   return values, {"pictures": images[:SHAPES_SHOWN]}
 
@@ -131,10 +147,14 @@ def videos(hand: Hand, test: TestSet, wish: dict[str, float], *, shown: int = 12
   """One video for every held-out prompt."""
   films = hand.videos(test.captions, wish, stream=4)
   scores = _score_films(hand, films, test)
+  ends = test.images[:, [0, -1]]  # what the judge looks at
+  codes = hand.model.encode_images(ends.reshape(-1, *ends.shape[2:]))
+  mended = hand.model.decode_codes(codes).reshape(ends.shape)
   values = {
     "rates": scenes.rates(scores),
-    "ceiling": scenes.rates(_score_films(hand, test.images, test)),
-    "chance": scenes.rates(_score_films(hand, test.images[test.other()], test)),
+    "truth": scenes.rates(_score_films(hand, ends, test)),
+    "ceiling": scenes.rates(_score_films(hand, mended, test)),
+    "chance": scenes.rates(_score_films(hand, ends[test.other()], test)),
     "examples": _examples(test, scores, shown),
   }
   return values, {"films": films[:shown]}

@@ -61,7 +61,8 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
     Figure("scorer_ground_truth_all", "Everything right, on the true pictures"),
     Figure("scorer_ceiling_all", "… on the same pictures after a round trip through the codes"),
     Figure("scorer_shuffled_all", "… on true pictures of other prompts", headline=False),
-    Figure("t2v_all_ceiling", "True videos, everything right", headline=False),
+    Figure("t2v_all_truth", "Everything right, on true videos", headline=False),
+    Figure("t2v_all_ceiling", "… after a round trip through the codes", headline=False),
   ),
 }
 

@@ -29,15 +29,25 @@ class Sizes:
   pictures: int = 400
   retrieval: int = 150
   questions: int = 100_000  # pictures whose questions are asked
-  drawings: int = 240
+  drawings: int = 400
   videos: int = 120
-  validation: int = 48
+  validation: int = 64
+  video_validation: int = 32
   shapes: int = 64
   sheet: int = 8
 
 
+# Equal numbers share compiled programs.
 SMOKE = Sizes(
-  pictures=8, retrieval=8, questions=8, drawings=8, videos=8, validation=8, shapes=8, sheet=8
+  pictures=8,
+  retrieval=8,
+  questions=8,
+  drawings=8,
+  videos=8,
+  validation=8,
+  video_validation=8,
+  shapes=8,
+  sheet=8,
 )
 
 
@@ -115,12 +125,15 @@ def measure(model: api.VilaU, sets: Sets, store: Parts, sizes: Sizes, seed: int)
   part("easy_vqa", lambda: reading.easy_vqa(model, sets.easy_vqa.first(sizes.questions)))
   part("questions", lambda: reading.scenes(model, scenes.first(sizes.questions)))
   part("videos_read", lambda: reading.videos(model, videos.first(sizes.videos)))
-  validation = sets.validation(sizes.validation, seed)
-  part("settings", lambda: drawing.settings(hand, validation))
+  validation = sets.validation("scenes", sizes.validation, seed)
+  part("settings", lambda: drawing.image_settings(hand, validation))
   wish = parts["settings"].values["chosen"]
   part("drawings", lambda: drawing.drawings(hand, scenes.first(sizes.drawings), wish))
   part("sheet", lambda: drawing.sheet(hand, scenes, wish["temperature"], prompts=sizes.sheet))
   part("shapes", lambda: drawing.shapes(hand, sets.easy_vqa.first(sizes.shapes), wish))
+  moving = sets.validation("videos", sizes.video_validation, seed)
+  part("video_settings", lambda: drawing.video_settings(hand, moving, wish["temperature"]))
+  wish = parts["video_settings"].values["chosen"]
   part("videos", lambda: drawing.videos(hand, videos.first(sizes.videos), wish))
   return parts
 
@@ -156,7 +169,7 @@ def _collect_reading(scores: Scores, parts: dict[str, Part]) -> None:
   def add(prefix: str, whole: str, kinds: dict[str, Any]) -> None:
     for kind, found in kinds.items():
       name = whole if kind == "all" else f"{prefix}_{kind}"
-      scores.add(name, found["value"], found["n"], found["text_only"], "without looking")
+      scores.add(name, found["value"], found["n"], found["text_only"], "text only")
 
   easy = parts["easy_vqa"].values["kinds"]
   add("easy_vqa", "easy_vqa_accuracy", easy)
@@ -174,7 +187,7 @@ def _collect_reading(scores: Scores, parts: dict[str, Part]) -> None:
 
 def _collect_drawing(scores: Scores, parts: dict[str, Part]) -> None:
   drawings = parts["drawings"].values
-  luck = "true pictures of other prompts"
+  luck = "luck"  # a true picture of another prompt
   for name, of in (
     ("background", "n"), ("object", "n"), ("count", "n"), ("all", "n"),
     ("all_count_scenes", "n_count_scenes"), ("pairs", "n_pairs"),
@@ -189,11 +202,11 @@ def _collect_drawing(scores: Scores, parts: dict[str, Part]) -> None:
     scores.add(f"t2i_easy_vqa_{name}", shapes["drawn"][name], shapes["n"], shapes["chance"][name])
     scores.add(f"t2i_easy_vqa_{name}_ceiling", shapes["ceiling"][name], shapes["n"])
   videos = parts["videos"].values
-  luck = "true videos of other prompts"
   for name in ("background", "object", "direction", "all"):
     rates = videos["rates"]
     scores.add(f"t2v_{name}", rates[name], rates["n"], videos["chance"][name], luck)
     scores.add(f"t2v_{name}_ceiling", videos["ceiling"][name], rates["n"])
+  scores.add("t2v_all_truth", videos["truth"]["all"], videos["truth"]["n"])
 
 
 def _check(model: api.VilaU) -> None:
@@ -262,7 +275,7 @@ def _json(facts: report.Facts, scores: Scores, parts: dict[str, Part]) -> dict[s
     **scores.values,
     "n": scores.n,
     "without": scores.floors,
-    "settings": parts["settings"].values,
+    "settings": {"images": parts["settings"].values, "videos": parts["video_settings"].values},
     "psnr_by_depth": parts["pictures"].values["psnr_by_depth"],
     "confusion": parts["drawings"].values["confusion"],
     "parameters": facts.parameters,

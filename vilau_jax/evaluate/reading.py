@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vilau_jax.data.formats.emoji import Question
 from vilau_jax.data.conversation import CAPTION_QUESTION
+from vilau_jax.data.formats.emoji import Question
 from vilau_jax.evaluate.sets import TestSet
 from vilau_jax.generate.contents import Image, Video
 
@@ -37,7 +37,7 @@ def scenes(model, test: TestSet, *, shown: int = 9) -> Found:
   return values, {"pictures": test.images[:shown]}
 
 
-def videos(model, test: TestSet) -> Found:
+def videos(model, test: TestSet, *, shown: int = 8) -> Found:
   """Held-out videos: captions word for word, whether the caption that the model writes names the
   right direction and object, and questions."""
   captions = [(i, _caption(test, i, "caption")) for i in range(len(test))]
@@ -50,9 +50,10 @@ def videos(model, test: TestSet) -> Found:
     "object": share([s.objects[0].name in words(t) for t, s in zip(written, test.scenes)]),
     "n": len(written),
     "written": written,
+    "captions": test.captions,
     **_marked(model, test, _all(test)),
   }
-  return values, {}
+  return values, {"films": test.images[:shown]}
 
 
 def words(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vilau_jax.evaluate import charts, page
+from vilau_jax.evaluate import charts, exhibits, page
 from vilau_jax.evaluate.figures import GROUPS, Scores
 from vilau_jax.evaluate.parts import Part
 
@@ -45,14 +45,14 @@ def build(facts: Facts, scores: Scores, parts: dict[str, Part]) -> str:
     TITLE,
     [
       _opening(facts, scores, parts),
-      _drawings(parts),
-      _films(parts),
-      _reading(parts),
+      exhibits.drawings(parts),
+      exhibits.films(parts),
+      exhibits.reading(parts),
       _table(scores),
-      _reconstructions(parts),
-      _codes(parts),
-      _guidance(parts),
-      _confusion(parts),
+      exhibits.reconstructions(parts),
+      exhibits.codes(parts),
+      exhibits.guidance(parts),
+      exhibits.confusion(parts),
       _training(facts),
       _judge(facts, scores, parts),
       _next(facts, parts),
@@ -103,76 +103,6 @@ def _opening(facts: Facts, scores: Scores, parts: dict[str, Part]) -> str:
   )
 
 
-def _drawings(parts: dict[str, Part]) -> str:
-  part, chosen = parts["drawings"], parts["settings"].values["chosen"]
-  cells = []
-  for image, example in zip(part.arrays["pictures"], part.values["examples"]):
-    wrong = example["wrong"]
-    verdict = "" if not wrong else f'<br><span class="bad small">wrong: {", ".join(wrong)}</span>'
-    prompt = page.escape(example["prompt"])
-    cells.append(
-      (page.picture(image, example["prompt"]), f"{page.mark(not wrong)} {prompt}{verdict}")
-    )
-  return page.section(
-    "drawings",
-    "Drawings for prompts it has never seen",
-    page.paragraph(
-      "The first prompts of the held-out set, one drawing each, none picked. Every word occurs in "
-      "training; these combinations do not. The marks are the judge's: background, objects, number "
-      f"and order must all be right. Guidance {chosen['cfg_scale']:g}, temperature "
-      f"{chosen['temperature']:g}, chosen on other prompts."
-    ),
-    page.gallery(cells),
-  )
-
-
-def _films(parts: dict[str, Part]) -> str:
-  part = parts["videos"]
-  cells = [
-    (
-      page.film(frames, example["prompt"]),
-      f"{page.mark(not example['wrong'])} {page.escape(example['prompt'])}",
-    )
-    for frames, example in zip(part.arrays["films"], part.values["examples"])
-  ]
-  return page.section(
-    "films",
-    "Short videos for unseen prompts",
-    page.paragraph(
-      f"{part.arrays['films'].shape[1]} frames each, drawn code by code after the text, again the "
-      "first prompts of the held-out set. A mark means that background, object (first and last "
-      "frame) and direction are right. Chance for the direction is 25%."
-    ),
-    page.gallery(cells, cell=120),
-  )
-
-
-def _reading(parts: dict[str, Part]) -> str:
-  def cards(part: Part) -> str:
-    asks = []
-    for image, lines in zip(part.arrays["pictures"], part.values["examples"]):
-      said = []
-      for line in lines:
-        answer = page.escape(line["given"])
-        right = line["given"] == line["answer"]
-        truth = "" if right else f' <span class="soft">(true: {page.escape(line["answer"])})</span>'
-        said.append(
-          f'<span class="soft">{page.escape(line["question"])}</span><br>'
-          f"{page.mark(right)} {answer}{truth}"
-        )
-      asks.append(page.answers(page.picture(image, "a held-out picture"), said))
-    return f'<div class="asks">{"".join(asks)}</div>'
-
-  return page.section(
-    "reading",
-    "Answers about held-out pictures",
-    page.paragraph("What the model wrote, greedily, about the first pictures of each test set."),
-    cards(parts["questions"]),
-    "<h3>easy-VQA, the published test pictures</h3>",
-    cards(parts["easy_vqa"]),
-  )
-
-
 def _table(scores: Scores) -> str:
   rows: list[Any] = []
   for group, figures in GROUPS.items():
@@ -194,112 +124,12 @@ def _table(scores: Scores) -> str:
     "Every figure",
     page.paragraph(
       "All on data that training has not seen; ± is one standard error. The column “without” says "
-      "what blind guessing, or the best answer to a question without its picture, would give on "
-      "the same samples."
+      "what the same samples give without the skill: text only is the most frequent answer to each "
+      "question, whatever the picture; luck is the true picture or video of another prompt; chance "
+      "is one of so many."
     ),
     page.table(["what", "value", "without", "n"], rows, right={1, 3}),
   )
-
-
-def _reconstructions(parts: dict[str, Part]) -> str:
-  part = parts["pictures"]
-  depth = part.arrays["scenes_by_depth"].shape[1]
-  labels = ["original", *(f"{d + 1} code{'s' * (d > 0)}" for d in range(depth))]
-  rows = []
-  for name in ("scenes", "easy_vqa"):
-    for image, steps in zip(part.arrays[name], part.arrays[f"{name}_by_depth"]):
-      tags = [page.picture(image, "original")]
-      tags += [page.picture(step, f"from {d + 1} codes") for d, step in enumerate(steps)]
-      rows.append(page.strip(tags, labels))
-  curves = {
-    words: (list(range(1, depth + 1)), part.values["psnr_by_depth"][name])
-    for name, words in (("scenes", "scenes"), ("easy_vqa", "easy-VQA"))
-  }
-  chart = charts.lines(
-    "Reconstruction by number of codes", curves, x="codes a position", y="PSNR, dB", marker=True
-  )
-  return page.section(
-    "reconstructions",
-    "Reconstructions by depth",
-    page.paragraph(
-      "Every cell of the grid is a sum of code vectors, coarse to fine. These held-out pictures "
-      "are decoded from the first code, the first two, and so on."
-    ),
-    f'<div class="twin">{"".join(rows)}</div>',
-    page.chart_row([chart]),
-  )
-
-
-def _codes(parts: dict[str, Part]) -> str:
-  codes = parts["pictures"].values["codes"]
-  depths = [str(d + 1) for d in range(len(codes["used"]))]
-  return page.section(
-    "codes",
-    "Use of the codebook",
-    page.paragraph(
-      f"Of {codes['entries']} entries, counted over {codes['positions']} grid cells of held-out "
-      "scenes. Perplexity is the number of equally used entries that would carry as much."
-    ),
-    page.chart_row([
-      charts.bars("Entries in use, by depth", dict(zip(depths, codes["used"])), y="entries"),
-      charts.bars("Perplexity, by depth", dict(zip(depths, codes["perplexity"])), y="perplexity"),
-    ]),
-  )  # fmt: skip
-
-
-def _guidance(parts: dict[str, Part]) -> str:
-  settings, sheet = parts["settings"].values, parts["sheet"]
-  rows = settings["rows"]
-  chosen = settings["chosen"]
-
-  def sweep(title: str, key: str, other: str, words: str) -> str:
-    same = sorted((r for r in rows if r[other] == chosen[other]), key=lambda r: r[key])
-    names = {"background": "background", "object": "objects", "count": "number", "all": "all right"}
-    curves = {n: ([r[key] for r in same], [r[k] for r in same]) for k, n in names.items()}
-    return charts.lines(title, curves, x=words, y="right", percent=True, marker=True)
-
-  scales = [f"guidance {scale:g}" for scale in sheet.values["scales"]]
-  strips = []
-  for prompt, images in zip(sheet.values["prompts"], sheet.arrays["pictures"]):
-    tags = [page.picture(image, prompt) for image in images]
-    strips.append(
-      f'<div><div class="small">{page.escape(prompt)}</div>{page.strip(tags, scales)}</div>'
-    )
-  return page.section(
-    "guidance",
-    "Guidance: how hard the text pulls",
-    page.paragraph(
-      "Classifier-free guidance mixes the prediction with and without the prompt; 1 is none. "
-      f"Measured on {settings['n']} prompts whose combinations are in the training set, so that "
-      "the figures above stay untouched by the choice. The paper uses 3 for a model a thousand "
-      "times larger."
-    ),
-    page.chart_row([
-      sweep("Drawings by guidance", "cfg_scale", "temperature", "guidance scale"),
-      sweep("Drawings by temperature", "temperature", "cfg_scale", "temperature"),
-    ]),
-    "<h3>The same held-out prompts and seeds at each scale</h3>",
-    f'<div class="twin">{"".join(strips)}</div>',
-  )  # fmt: skip
-
-
-def _confusion(parts: dict[str, Part]) -> str:
-  confusion = parts["drawings"].values["confusion"]
-  objects, counts = confusion["objects"], confusion["counts"]
-  return page.section(
-    "confusion",
-    "What was asked, what was drawn",
-    page.paragraph(
-      "Held-out prompts for one to three of a kind. Left: the kinds the judge found for each kind "
-      "asked, as shares of the row. Right: how many it found."
-    ),
-    page.chart_row([
-      charts.matrix("Objects", np.array(objects["table"]), objects["rows"], objects["columns"],
-                    x="drawn", y="asked"),
-      charts.matrix("Numbers", np.array(counts["table"]), counts["rows"], counts["columns"],
-                    x="drawn", y="asked"),
-    ]),
-  )  # fmt: skip
 
 
 def _training(facts: Facts) -> str:

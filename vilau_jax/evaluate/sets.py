@@ -12,7 +12,8 @@ from vilau_jax.data import media
 from vilau_jax.data.formats.emoji import Canvas, Question, Scene, questions
 from vilau_jax.data.records import Records
 
-PARTS = ("emoji/test_scenes", "emoji/test_videos", "emoji/train_scenes", "easy_vqa/test")
+PARTS = ("emoji/test_scenes", "emoji/test_videos", "emoji/train_scenes", "emoji/train_videos",
+         "easy_vqa/test")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Sets:
   """The directories under `--data`, read when first asked for.
 
   Args:
-    root: holds emoji/test_scenes, emoji/test_videos, emoji/train_scenes and easy_vqa/test.
+    root: holds the directories of PARTS.
     side: S, pictures are brought to it.
     limit: at most so many samples of a set, 0 = all.
 
@@ -95,9 +96,15 @@ class Sets:
     """Records in each directory."""
     return {name: len(Records(self.root / name)) for name in PARTS}
 
-  def validation(self, count: int, seed: int) -> TestSet:
-    """Scenes of combinations that are in the training set: settings are chosen on these."""
-    records = Records(self.root / "emoji/train_scenes")
+  def validation(self, what: str, count: int, seed: int) -> TestSet:
+    """Scenes or videos of combinations that are in the training set: settings are chosen on these.
+
+    Args:
+      what: "scenes" or "videos".
+      count: at most so many.
+      seed: of the choice.
+    """
+    records = Records(self.root / f"emoji/train_{what}")
     order = np.random.default_rng(seed).permutation(len(records))
     return self._parse([records[int(i)] for i in order[:count]])
 

@@ -58,6 +58,6 @@ figcaption { font-size:.84rem; line-height:1.3; margin-top:.3em; }
   gap:12px; }
 .ask { display:flex; gap:12px; background:var(--card); border-radius:10px; padding:10px; }
 .ask img { width:92px; height:92px; border-radius:6px; flex:none; }
-.ask ul { margin:0; padding:0; list-style:none; }
+.ask ul { margin:0; padding:0; list-style:none; min-width:0; overflow-wrap:anywhere; }
 .ask li { font-size:.87rem; line-height:1.35; margin-bottom:.35em; }
 """
