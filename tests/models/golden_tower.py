@@ -29,6 +29,22 @@ def nhwc(x: np.ndarray) -> np.ndarray:
   return np.moveaxis(x, -3, -1)
 
 
+def random_variables(shapes: dict, seed: int = 1) -> dict:
+  """Random values for an abstract tree, from NumPy: compiling a real initialisation takes longer
+  than most tests."""
+  random = np.random.default_rng(seed)
+
+  def fill(path, leaf):
+    if path[-1].key == "scale":
+      return jnp.ones(leaf.shape)
+    bound = max(1, np.prod(leaf.shape[:-1])) ** -0.5
+    if path[0].key == "quantizer":
+      bound = 0.0 if path[-1].key == "cluster_size" else 1.0
+    return jnp.asarray(random.uniform(-bound, bound, leaf.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
 def put(tree: dict, path: str, value: np.ndarray) -> None:
   *parents, leaf = path.split("/")
   for key in parents:

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_tower import arrays, assert_close, nhwc, rqvae_tower, siglip_tower
+from golden_tower import (
+  arrays,
+  assert_close,
+  nhwc,
+  random_variables,
+  rqvae_tower,
+  siglip_tower,
+)
 
 from vilau_jax import sharding
 from vilau_jax.config import CnnConfig, TowerConfig, VilaUConfig
@@ -61,19 +68,7 @@ def _boxed(config):
 
 
 def _init(config):
-  """A tower and random variables from NumPy: compiling the real initialisation takes longer than
-  most tests."""
-  random = np.random.default_rng(1)
-
-  def fill(path, leaf):
-    if path[-1].key == "scale":
-      return jnp.ones(leaf.shape)
-    bound = max(1, np.prod(leaf.shape[:-1])) ** -0.5
-    if path[0].key == "quantizer":
-      bound = 0.0 if path[-1].key == "cluster_size" else 1.0
-    return jnp.asarray(random.uniform(-bound, bound, leaf.shape), jnp.float32)
-
-  return Tower(config), jax.tree_util.tree_map_with_path(fill, nn.unbox(_boxed(config)))
+  return Tower(config), random_variables(nn.unbox(_boxed(config)))
 
 
 def _apply(tower, variables, *arrays, **static):
@@ -307,7 +302,7 @@ def test_decoder_splits_before_its_last_convolution():
   image = _apply(tower, variables, features, method="decoder_out")
   assert_close(image, out["image"])
   kernel = last_kernel(variables["params"])
-  assert kernel.shape == (3, 3, features.shape[-1], 3)
+  assert kernel.shape == (3, 3, features.shape[-1], 3 * 4**2)
 
 
 def test_bfloat16_compute_stays_close():
