@@ -15,10 +15,14 @@ from vilau_jax.generate import sampling
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "a" / "10_sampling_filter.npz"
 
 
+filtered = jax.jit(sampling.filtered, static_argnames="switches")
+draw = jax.jit(sampling.draw, static_argnames="switches")
+
+
 def distribution(logits, **options):
   wish = sampling.Sampling(**options)
   entries = logits.shape[-1]
-  kept = sampling.filtered(jnp.asarray(logits), wish.values(entries), wish.switches(entries))
+  kept = filtered(logits, wish.values(entries), switches=wish.switches(entries))
   return np.asarray(jax.nn.softmax(kept, axis=-1))
 
 
@@ -99,7 +103,7 @@ def test_guidance_is_done_on_logits():
 def test_temperature_zero_is_the_argmax_of_the_guided_logits():
   wish = sampling.Sampling(temperature=0, top_k=1, top_p=0.1, cfg_scale=3)
   logits = jnp.array([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
-  codes, finite = sampling.draw(logits, sampling.output_keys([0]), wish.values(3), wish.switches(3))
+  codes, finite = draw(logits, sampling.output_keys([0]), wish.values(3), switches=wish.switches(3))
   assert codes.tolist() == [1] and finite.tolist() == [True]
 
 
@@ -108,7 +112,7 @@ def test_draws_follow_the_distribution():
   logits = jnp.tile(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (count, 1))
   wish = sampling.Sampling(top_k=3)
   keys = sampling.output_keys(list(range(count)))
-  codes, _ = sampling.draw(logits, keys, wish.values(4), wish.switches(4))
+  codes, _ = draw(logits, keys, wish.values(4), switches=wish.switches(4))
   share = np.bincount(np.asarray(codes), minlength=4) / count
   assert share[3] == 0
   np.testing.assert_allclose(share[:3], np.array([0.5, 0.3, 0.15]) / 0.95, atol=0.04)
@@ -117,19 +121,19 @@ def test_draws_follow_the_distribution():
 def test_a_row_draws_the_same_in_any_company():
   logits = jax.random.normal(jax.random.key(0), (5, 64))
   wish = sampling.Sampling(top_k=20, top_p=0.9)
-  args = wish.values(64), wish.switches(64)
+  args = dict(values=wish.values(64), switches=wish.switches(64))
   keys = sampling.fold(sampling.output_keys([7, 8, 9, 10, 11]), 3)
-  together, _ = sampling.draw(logits, keys, *args)
+  together, _ = draw(logits, keys, **args)
   for i in (0, 2, 4):
-    alone, _ = sampling.draw(logits[i : i + 1], keys[i : i + 1], *args)
+    alone, _ = draw(logits[i : i + 1], keys[i : i + 1], **args)
     assert alone[0] == together[i]
 
 
 def test_not_finite_logits_are_reported_by_row():
   logits = jnp.array([[0.0, 1.0], [jnp.nan, 1.0], [jnp.inf, 0.0]])
   wish = sampling.Sampling()
-  _, finite = sampling.draw(
-    logits, sampling.output_keys([0, 1, 2]), wish.values(2), wish.switches(2)
+  _, finite = draw(
+    logits, sampling.output_keys([0, 1, 2]), wish.values(2), switches=wish.switches(2)
   )
   assert finite.tolist() == [True, False, False]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilau_jax.data.sequence import Sequence
-from vilau_jax.models.llama import Cache
+from vilau_jax.layers.attention import Cache
 
 SMALLEST_BUCKET = 32
 
@@ -22,7 +22,7 @@ class State:
   """The language model between two steps; donated to the next step.
 
   Attributes:
-    caches: (keys, values) a layer, each [B, M, K, C].
+    caches: (keys, values) a layer, each [B, K, M, C].
     valid: bool [B, M], columns that hold a position of the row; padding never becomes valid.
     column: int32 scalar, the column that is written next.
     position: int32 [B], the rotary position of the next step.
@@ -95,6 +95,6 @@ def check_context(lengths: List[int], new: int | np.ndarray, context: int) -> No
 
 
 def grow(caches: list[Cache], room: int) -> list[Cache]:
-  """Appends `room` empty columns to caches [B, L, K, C]."""
-  pad = ((0, 0), (0, room), (0, 0), (0, 0))
+  """Appends `room` empty columns to caches [B, K, L, C]."""
+  pad = ((0, 0), (0, 0), (0, room), (0, 0))
   return [(jnp.pad(k, pad), jnp.pad(v, pad)) for k, v in caches]

@@ -194,7 +194,8 @@ def fold(keys: jax.Array, numbers: jax.Array) -> jax.Array:
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
   """float32 -> int32 that sorts like it, so that a threshold is found by halving integers."""
-  bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0.0 turns -0 into 0
+  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+  bits = jnp.where(x == 0, 0, bits)  # -0 equals 0; XLA would drop an addition of 0
   return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 

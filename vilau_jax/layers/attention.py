@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
 
+Cache = tuple[jax.Array, jax.Array]
+
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Scaled dot-product attention with grouped key/value heads; softmax in float32.
@@ -34,6 +36,30 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
   return jnp.einsum("bkglm,bmkc->blkgc", weights, v).reshape(b, l, h, c)
 
 
+def write_cache(cache: Cache, k: jax.Array, v: jax.Array, index: jax.Array | int) -> Cache:
+  """Puts keys and values [B, L, K, C] of L new positions at `index` of a cache [B, K, M, C]."""
+  return tuple(
+    jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), index, 2)
+    for old, new in zip(cache, (k, v))
+  )
+
+
+def attend_cache(q: jax.Array, cache: Cache, mask: jax.Array | None = None) -> jax.Array:
+  """`attend` over a cache of keys and values [B, K, M, C].
+
+  Heads come before positions there, so that decoding, which reads the cache once a position, never
+  transposes it: on a CPU that was 5 to 40 times the cost of the attention itself.
+  """
+  b, l, h, c = q.shape
+  k, v = cache
+  q = q.reshape(b, l, k.shape[1], h // k.shape[1], c) * (c**-0.5)
+  scores = jnp.einsum("blkgc,bkmc->bkglm", q, k, preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkglm,bkmc->blkgc", weights, v).reshape(b, l, h, c)
+
+
 def causal_mask(segment_ids: jax.Array) -> jax.Array:
   """Causal attention within segments: int32 [B, L] -> bool [B, L, L]."""
   length = segment_ids.shape[1]
@@ -54,16 +80,16 @@ class MultiHeadAttention(nn.Module):
     x: jax.Array,
     context: jax.Array | None = None,
     mask: jax.Array | None = None,
-    cache: tuple[jax.Array, jax.Array] | None = None,
+    cache: Cache | None = None,
     index: jax.Array | int | None = None,
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+  ) -> tuple[jax.Array, Cache | None]:
     """Attends from x to context (or to x itself).
 
     Args:
       x: [B, L, D].
       context: [B, M, D], or None for self-attention.
       mask: bool, broadcastable to [B, L, M].
-      cache: keys and values [B, M, H, C] of earlier positions; x is written at `index`.
+      cache: keys and values [B, H, M, C] of earlier positions; x is written at `index`.
       index: where x's L positions go in the cache.
 
     Returns:
@@ -75,9 +101,10 @@ class MultiHeadAttention(nn.Module):
     q = HeadsIn(name="query", **project)(x)
     k = HeadsIn(name="key", **project)(context)
     v = HeadsIn(name="value", **project)(context)
-    if cache is not None:
-      k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, 1)
-      v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, 1)
-      cache = (k, v)
-    y = sharding.constrain(attend(q, k, v, mask), "batch", "length", "act_heads", None)
+    if cache is None:
+      y = attend(q, k, v, mask)
+    else:
+      cache = write_cache(cache, k, v, index)
+      y = attend_cache(q, cache, mask)
+    y = sharding.constrain(y, "batch", "length", "act_heads", None)
     return HeadsOut(width, dtype=self.dtype, init=self.init, name="out")(y), cache

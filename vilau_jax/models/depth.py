@@ -12,14 +12,13 @@ import jax.numpy as jnp
 
 from vilau_jax import sharding
 from vilau_jax.config import DepthConfig, QuantizerConfig
-from vilau_jax.layers.attention import MultiHeadAttention
+from vilau_jax.layers.attention import Cache, MultiHeadAttention
 from vilau_jax.layers.dense import dense
 from vilau_jax.layers.mlp import Mlp, gelu_exact
 from vilau_jax.layers.norm import LayerNorm
 from vilau_jax.layers.stack import scan_blocks, unroll_blocks
 
 NORMAL = nn.initializers.normal(0.02)
-Cache = tuple[jax.Array, jax.Array]
 
 
 class DepthBlock(nn.Module):
@@ -149,6 +148,6 @@ class DepthTransformer(nn.Module):
 def init_cache(
   config: DepthConfig, codes: QuantizerConfig, batch: int, dtype: jnp.dtype = jnp.float32
 ) -> list[Cache]:
-  """Empty caches, one (keys, values) a block, each [B, R, heads, W / heads]."""
-  shape = (batch, codes.depth, config.heads, config.width // config.heads)
+  """Empty caches, one (keys, values) a block, each [B, heads, R, W / heads]."""
+  shape = (batch, config.heads, codes.depth, config.width // config.heads)
   return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.depth)]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vilau_jax import sharding
 from vilau_jax.config import LlamaConfig
-from vilau_jax.layers.attention import attend
+from vilau_jax.layers.attention import Cache, attend, attend_cache, write_cache
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
@@ -18,7 +18,6 @@ from vilau_jax.layers.rope import rotary, rotate
 from vilau_jax.layers.stack import scan_blocks, unroll_blocks
 
 NORMAL = nn.initializers.normal(0.02)
-Cache = tuple[jax.Array, jax.Array]
 
 
 class LlamaAttention(nn.Module):
@@ -39,7 +38,7 @@ class LlamaAttention(nn.Module):
   ) -> tuple[jax.Array, Cache | None]:
     """x [B, L, D], cos and sin [B, L, C/2], mask bool [B, L, M] -> [B, L, D] and the new cache.
 
-    With a cache (keys after rotation and values, [B, M, K, C] each), x's L positions are written at
+    With a cache (keys after rotation and values, [B, K, M, C] each), x's L positions are written at
     `index` and x attends to the whole cache under the mask; without one M = L.
     """
     c = self.config
@@ -50,11 +49,12 @@ class LlamaAttention(nn.Module):
     q = sharding.constrain(rotate(q, cos, sin), "batch", "length", "act_heads", None)
     k = sharding.constrain(rotate(k, cos, sin), "batch", "length", "act_heads", None)
     v = sharding.constrain(v, "batch", "length", "act_heads", None)
-    if cache is not None:
-      k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, 1)
-      v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, 1)
-      cache = (k, v)
-    y = sharding.constrain(attend(q, k, v, mask), "batch", "length", "act_heads", None)
+    if cache is None:
+      y = attend(q, k, v, mask)
+    else:
+      cache = write_cache(cache, k, v, index)
+      y = attend_cache(q, cache, mask)
+    y = sharding.constrain(y, "batch", "length", "act_heads", None)
     return HeadsOut(c.width, bias=False, dtype=self.dtype, init=NORMAL, name="o_proj")(y), cache
 
 
@@ -178,8 +178,8 @@ class Llama(nn.Module):
 def init_cache(
   config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32
 ) -> list[Cache]:
-  """Empty caches, one (keys, values) a layer, each [B, M, K, C] with M = length."""
-  shape = (batch, length, config.kv_heads, config.head_dim)
+  """Empty caches, one (keys, values) a layer, each [B, K, M, C] with M = length."""
+  shape = (batch, config.kv_heads, length, config.head_dim)
   return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.depth)]
 
 
