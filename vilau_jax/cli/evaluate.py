@@ -11,6 +11,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from vilau_jax.cli import compile_cache
+
 TASKS = ("quickstart",)
 
 # Overridable, so that several commands can be imported into one process.
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--{flag.name}=DIR is missing; see vilau evaluate --help")
   from vilau_jax.evaluate import quickstart  # flags first: jax and matplotlib take seconds
 
+  compile_cache.use_compile_cache()
   result = quickstart.run(
     _MODEL.value, _DATA.value, _OUTPUT.value,
     runs_directory=_RUNS.value, seed=_SEED.value, smoke=_SMOKE.value,

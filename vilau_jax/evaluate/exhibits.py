@@ -166,7 +166,7 @@ def guidance(parts: Finished) -> str:
   def alike(key: str) -> list[dict]:
     return [row for row in rows if row[key] == chosen[key]]
 
-  scales = [f"guidance {scale:g}" for scale in sheet.values["scales"]]
+  scales = [f"{scale:g}" for scale in sheet.values["scales"]]
   strips = []
   for prompt, images in zip(sheet.values["prompts"], sheet.arrays["pictures"]):
     tags = [page.picture(image, prompt) for image in images]
@@ -188,7 +188,7 @@ def guidance(parts: Finished) -> str:
       sweep("Drawings by temperature", alike("cfg_scale"), "temperature", "temperature"),
       sweep("Videos by guidance", videos["rows"], "cfg_scale", "guidance scale"),
     ]),
-    "<h3>The same held-out prompts and seeds at each scale</h3>",
+    "<h3>The same held-out prompts and seeds at each guidance scale</h3>",
     f'<div class="twin">{"".join(strips)}</div>',
   )  # fmt: skip
 

@@ -202,9 +202,10 @@ def _next(facts: Facts, parts: dict[str, Part]) -> str:
   prompts = parts["drawings"].values["examples"]
   prompt = next((e["prompt"] for e in prompts if not e["wrong"]), prompts[0]["prompt"])
   film = parts["videos"].values["examples"][0]["prompt"]
+  still, moving = (_flags(parts[name].values["chosen"]) for name in ("settings", "video_settings"))
   lines = [
-    f'vilau generate image --model={facts.model} --prompt="{prompt}" --num=4 --output=out',
-    f'vilau generate video --model={facts.model} --prompt="{film}" --output=out',
+    f'vilau generate image --model={facts.model} --prompt="{prompt}" {still} --num=4 --output=out',
+    f'vilau generate video --model={facts.model} --prompt="{film}" {moving} --output=films',
     f'vilau chat --model={facts.model} --image=out/000000.png "{parts["questions"].values["ask"]}"',
     f"vilau reconstruct --model={facts.model} --image=out/000000.png --output=out",
   ]
@@ -214,6 +215,10 @@ def _next(facts: Facts, parts: dict[str, Part]) -> str:
     f"<pre><code>{page.escape(chr(10).join(lines))}</code></pre>",
     page.paragraph(f"Evaluation seed {facts.seed}; the same seed gives the same figures.", "soft"),
   )
+
+
+def _flags(chosen: dict[str, float]) -> str:
+  return " ".join(f"--{name}={value:g}" for name, value in chosen.items())
 
 
 def _percent(value: float) -> str:

@@ -35,8 +35,8 @@ td code { font-size:.78rem; overflow-wrap:normal; } table { max-width:860px; }
 td.n, th.n { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap; }
 code { font:.86em ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;
   overflow-wrap:anywhere; }
-pre { background:var(--card); border-radius:10px; padding:12px 14px; white-space:pre-wrap;
-  overflow-wrap:anywhere; margin:.6em 0; }
+pre { background:var(--card); border-radius:10px; padding:12px 14px; overflow-x:auto;
+  margin:.6em 0; }
 .gallery { display:grid; grid-template-columns:repeat(auto-fill,minmax(var(--cell,112px),1fr));
   gap:12px 10px; }
 figure { margin:0; }
