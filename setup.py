@@ -7,7 +7,7 @@ import setuptools
 EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
   "parity": ["torch>=2.5", "transformers>=4.50"],
-  "test": ["pytest>=8", "hypothesis>=6", "safetensors>=0.5", "ruff>=0.8", "easy-vqa>=1.0"],
+  "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
 EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
 
@@ -38,6 +38,7 @@ setuptools.setup(
     "pillow>=11",
     "protobuf>=5",
     "rich>=13",
+    "safetensors>=0.5",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.9",

@@ -57,4 +57,5 @@ def test_extensions_are_off_in_the_presets_of_the_paper():
     assert config.visual_positions == "none" and config.code_scale == 1.0
     assert config.tower.decoder.pixel_shuffle == 1
     assert config.tower.quantizer.restart_threshold == 1.0
+    assert config.tower.quantizer.restart_draw == "uniform"
     assert config.tower.quantizer.update == "sequential_per_depth"

@@ -88,6 +88,9 @@ class QuantizerConfig:
       "once_per_step".
     restart_threshold: a code whose EMA cluster size falls below it is restarted. 1.0 is the
       reference; other values are an extension for batches with few vectors a code.
+    restart_draw: which vectors of the batch replace restarted codes: "uniform" (the reference) or,
+      as an extension, "error": in proportion to their quantisation error, which spends codes where
+      pictures have detail instead of on ever the same background.
   """
 
   depth: int = 4
@@ -99,7 +102,17 @@ class QuantizerConfig:
   eps: float = 1e-5
   restart: bool = True
   restart_threshold: float = 1.0
+  restart_draw: str = "uniform"
   update: str = "sequential_per_depth"
+
+  def __post_init__(self):
+    for field, allowed in (
+      ("update", ("sequential_per_depth", "once_per_step")),
+      ("restart_draw", ("uniform", "error")),
+    ):
+      if getattr(self, field) not in allowed:
+        value = getattr(self, field)
+        raise ValueError(f"quantizer.{field} must be one of {allowed}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +372,9 @@ def _presets() -> dict[str, VilaUConfig]:
   quickstart_tower = TowerConfig(
     vision=VisionConfig(image_size=60, patch_size=12, width=128, hidden=512, depth=4, heads=4),
     text=TextConfig(vocab_size=0, length=24, width=128, hidden=256, depth=2, heads=4),
-    quantizer=QuantizerConfig(depth=4, entries=256, width=128, restart_threshold=0.1),
+    quantizer=QuantizerConfig(
+      depth=4, entries=256, width=128, restart_threshold=0.1, restart_draw="error"
+    ),
     decoder=CnnConfig(
       channels=32, multipliers=(1, 2, 4), blocks=0, latent_channels=128, resolution=60,
       attention_resolutions=(), groups=16, pixel_shuffle=3,

@@ -122,13 +122,24 @@ def quantize(config: QuantizerConfig, codebook: jax.Array, x: jax.Array) -> Quan
   return _assemble(x, flat, codes, sums)
 
 
-def draw(config: QuantizerConfig, key: jax.Array, vectors: int) -> Draws:
+def draw(config: QuantizerConfig, key: jax.Array, error: jax.Array) -> Draws:
   """Restart draws: E distinct vectors of the batch; where it has fewer, copies with a little
-  noise."""
-  entries, width = config.entries, code_width(config)
+  noise.
+
+  Args:
+    config: restart_draw "uniform" (the reference), or "error": without replacement, in proportion
+      to the squared error that the current table leaves, as k-means++ seeds its centres.
+    key: of this update.
+    error: [N], squared error of each vector; only "error" reads its values.
+  """
+  entries, width, vectors = config.entries, code_width(config), error.shape[0]
   copies = -(-entries // vectors)
   pick_key, noise_key = jax.random.split(key)
-  picks = jax.random.permutation(pick_key, copies * vectors)[:entries]
+  if config.restart_draw == "uniform":
+    picks = jax.random.permutation(pick_key, copies * vectors)[:entries]
+  else:  # the largest perturbed logarithms are a sample without replacement (Gumbel top-k)
+    gumbel = jax.random.gumbel(pick_key, (copies * vectors,), jnp.float32)
+    picks = jax.lax.top_k(jnp.log(jnp.tile(error, copies) + 1e-20) + gumbel, entries)[1]
   if copies == 1:
     return Draws(picks, jnp.zeros((entries, 1), jnp.float32))
   noise = jax.random.uniform(noise_key, (entries, width), jnp.float32)
@@ -191,10 +202,6 @@ def train_quantize(
     "restarted" codes (all at index 0 for a shared table updated once), "residual_norm" (mean
     distance of the features to the sum of codewords so far).
   """
-  if config.update not in ("sequential_per_depth", "once_per_step"):
-    raise ValueError(
-      f"quantizer.update must be 'sequential_per_depth' or 'once_per_step', got {config.update!r}"
-    )
   if config.restart and key is None and draws is None:
     raise ValueError("training a quantiser with restart needs a key")
   flat = _flat(x)
@@ -207,7 +214,8 @@ def train_quantize(
     if config.restart:
       drawn = draws[update] if draws is not None else None
       folded = None if drawn is not None else jax.random.fold_in(key, update)
-      randomness = drawn or draw(config, folded, vectors.shape[0])
+      error = jnp.sum((vectors - tables[slot]["codebook"][index]) ** 2, -1)
+      randomness = drawn or draw(config, folded, error)
     tables[slot], restarts = _update(config, tables[slot], vectors, index, randomness)
     return restarts
 

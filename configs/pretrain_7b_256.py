@@ -1,0 +1,40 @@
+r"""Stage 2: multimodal pre-training of the 7B model at 256 px.
+
+vilau train --config=configs/pretrain_7b_256.py --workdir=gs://BUCKET/pretrain_7b \
+  --config.data.codes=gs://BUCKET/codes_256 --config.init_from.llm=gs://BUCKET/llama_2_7b \
+  --config.init_from.tower=gs://BUCKET/tower_256
+
+256 TPU v5p chips, or 256 H100 as 32 x 8 (--config.mesh.fsdp=64 --config.mesh.tensor=4 where memory
+is short). About 23.2 M samples, one epoch.
+
+Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
+cosine to 0, no weight decay, linear RoPE scaling 2 over 4096 positions; mixture weights are the
+sizes of the data sets. Their global_bs=512 is divided by nodes but used per GPU, so the effective
+batch was 4096 sequences. A sample is about 300 to 500 positions, so 512 rows of 4096 hold about as
+many. Clipping at 1.0 is ours (theirs most likely did not clip), and so is caption dropout of 0.1:
+the released data classes have none, yet guidance is used when drawing.
+"""
+
+from vilau_jax.train import defaults
+
+
+def get_config(arg=""):
+  c = defaults.lm()
+  c.model.preset = "vilau_7b_256"
+  c.model.llm = dict(vocab_multiple=128)
+  c.steps, c.batch_size = 6_000, 512
+  c.mesh.update(dict(data=-1, fsdp=64))
+  c.init_from = dict(tower="models/tower_256", llm="models/llama_2_7b")
+  c.optim.update(dict(peak_lr=5e-5, warmup=180))
+  c.data.codes = "codes_256"
+  c.data.mixture = (
+    dict(path="internal_generation", form="t2i", weight=15.0),
+    dict(path="mmc4_core", form="interleaved", weight=6.0),
+    dict(path="sharegpt4v_pretrain", form="i2t", weight=1.25),
+    dict(path="openvid", form="t2v", weight=1.0),
+  )
+  c.data.row = dict(length=4096, slots=3584, targets=2560, window=8192)
+  c.data.workers = 8
+  c.ckpt = dict(every=250, keep=2, keep_every=1_000)
+  c.log.every = 10
+  return c

@@ -1,0 +1,38 @@
+r"""Quickstart, stage 3: a short fine-tuning on questions and drawings, tables of words frozen.
+
+vilau train --config=configs/quickstart_finetune.py --workdir=runs/quickstart/finetune
+
+Two CPU cores, about one minute. Starts from runs/quickstart/lm with a small learning rate; shows
+how parts are frozen by path. Arguments: "smoke", "long".
+"""
+
+from vilau_jax.train import defaults
+
+SCENES, VIDEOS, VQA = "emoji/train_scenes", "emoji/train_videos", "easy_vqa/train"
+
+
+def get_config(arg=""):
+  c = defaults.lm()
+  c.runs = "runs/quickstart"
+  c.init_from = dict(whole=c.get_ref("runs") + "/lm")
+  c.data.root = c.get_ref("runs") + "/data"
+  c.data.codes = c.get_ref("runs") + "/codes"
+  c.steps, c.batch_size = {"": 150, "smoke": 8, "long": 600}[arg], 12
+  c.model = dict(preset="quickstart", dtype="float32", remat="none")
+  c.optim.update(dict(peak_lr=2e-4, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))
+  c.optim.freeze = ("llm/embed_tokens", "llm/lm_head")
+  c.loss.code_depth_weights = (1.5, 1.2, 0.8, 0.5)
+  c.data.mixture = (
+    dict(path=SCENES, form="t2i", weight=0.45),
+    dict(path=SCENES, form="i2t", weight=0.2),
+    dict(path=VIDEOS, form="t2v", weight=0.1),
+    dict(path=VIDEOS, form="v2t", weight=0.05),
+    dict(path=VQA, form="i2t", weight=0.2),
+  )
+  c.data.row = dict(length=256, slots=200, targets=128, window=512)
+  c.data.cfg_dropout = 0.1
+  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
+  c.data.threads = 1
+  c.ckpt = dict(every=max(c.steps // 2, 1), keep=1, keep_every=0)
+  c.log = dict(every=2 if arg == "smoke" else 10, samples_every=0, prompts=())
+  return c

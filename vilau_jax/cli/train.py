@@ -1,0 +1,78 @@
+"""train any stage
+
+vilau train --config=configs/quickstart_tower.py --workdir=runs/tower
+    starts, or goes on with what is in the workdir; --config=FILE.py:ARG passes an argument
+vilau train --config=.. --workdir=.. --config.optim.peak_lr=1e-3 --config.mesh.fsdp=8
+    changes any field of the config
+
+Ctrl-C or SIGTERM saves and stops; the same command goes on from there.
+"""
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "experiment, FILE.py or FILE.py:ARG")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "directory of this run alone (required)", allow_override=True
+)
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "START:STOP, steps to trace into WORKDIR/profile", allow_override=True
+)
+_CACHE = flags.DEFINE_string(
+  "compile_cache",
+  "auto",
+  "directory for compiled programs; auto: below ~/.cache; empty: none",
+  allow_override=True,
+)
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  None,
+  "several processes: auto (TPU pods, Slurm, GKE) or HOST:PORT,INDEX,COUNT",
+  allow_override=True,
+)
+
+
+def main(argv: list[str]) -> int:
+  if argv:
+    raise ValueError(f"unexpected {argv}; see vilau train --help")
+  if _CONFIG.value is None or not _WORKDIR.value:
+    raise ValueError("give --config=FILE.py and --workdir=DIR; see vilau train --help")
+  config = ConfigDict(_CONFIG.value.copy_and_resolve_references()).lock()
+  span = _span(_PROFILE.value)
+  from vilau_jax.cli.compile_cache import use_compile_cache  # flags first: jax takes seconds
+
+  use_compile_cache(_CACHE.value)
+  if _DISTRIBUTED.value:
+    _join(_DISTRIBUTED.value)
+  from vilau_jax.metrics import NonFiniteError
+  from vilau_jax.train.loop import train
+
+  try:
+    result = train(config, _WORKDIR.value, profile=span)
+  except NonFiniteError as error:
+    print(f"vilau: training stopped: {error}")
+    return 1
+  done = "finished" if result["finished"] else "stopped; the same command goes on"
+  print(f"{_WORKDIR.value}: {done} at step {result['step']}, {result['seconds']:.1f} s")
+  return 0 if result["finished"] else 1
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+  if not text:
+    return None
+  parts = text.split(":")
+  if len(parts) != 2 or not all(p.isdigit() for p in parts) or int(parts[0]) >= int(parts[1]):
+    raise ValueError(f"--profile must be START:STOP with START < STOP, got {text!r}")
+  return int(parts[0]), int(parts[1])
+
+
+def _join(text: str) -> None:
+  import jax
+
+  if text == "auto":
+    jax.distributed.initialize()
+    return
+  parts = text.split(",")
+  if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+    raise ValueError(f"--distributed must be auto or HOST:PORT,INDEX,COUNT, got {text!r}")
+  jax.distributed.initialize(parts[0], process_id=int(parts[1]), num_processes=int(parts[2]))
