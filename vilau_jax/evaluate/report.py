@@ -182,11 +182,11 @@ def _judge(facts: Facts, scores: Scores, parts: dict[str, Part]) -> str:
     page.bullets(page.escape(sentence) for sentence in facts.scenes),
     page.paragraph(
       "The judge is no network. It takes the palette colour nearest to the border as background, "
-      "tries every sprite at every place at half resolution, takes the one that explains most of "
-      "the picture if it explains at least 40% of itself, blanks its window, and goes on. It can "
-      "tell which objects are there, how many, where, and the background. It cannot see what is "
-      "no sprite: smears, broken outlines, a wrong colour on a detail; and a blurred object that "
-      "a person would recognise may be missed. The second row is therefore the best that any "
+      "tries every sprite at every place of the slightly smoothed picture at half resolution, takes "
+      "the one that explains most if it explains at least 40% of itself, blanks its window, and goes "
+      "on. It can tell which objects are there, how many, where, and the background. It cannot see "
+      "what is no sprite: smears, broken outlines, a wrong colour on a detail; and an object that "
+      "a person would recognise may be too blurred for it. The second row is the best that any "
       "drawing made of these codes could reach, the third what luck gives."
     ),
     page.table(
