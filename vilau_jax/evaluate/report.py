@@ -182,12 +182,12 @@ def _judge(facts: Facts, scores: Scores, parts: dict[str, Part]) -> str:
     page.bullets(page.escape(sentence) for sentence in facts.scenes),
     page.paragraph(
       "The judge is no network. It takes the palette colour nearest to the border as background, "
-      "tries every sprite at every place of the slightly smoothed picture at half resolution, takes "
-      "the one that explains most if it explains at least 40% of itself, blanks its window, and goes "
-      "on. It can tell which objects are there, how many, where, and the background. It cannot see "
-      "what is no sprite: smears, broken outlines, a wrong colour on a detail; and an object that "
-      "a person would recognise may be too blurred for it. The second row is the best that any "
-      "drawing made of these codes could reach, the third what luck gives."
+      "tries every sprite at every place of the slightly smoothed picture at half resolution, "
+      "takes the one that explains most if it explains at least 40% of itself, blanks its window, "
+      "and goes on. It can tell which objects are there, how many, where, and the background. It "
+      "cannot see what is no sprite: smears, broken outlines, a wrong colour on a detail; and an "
+      "object that a person would recognise may be too blurred for it. The second row is the best "
+      "that any drawing made of these codes could reach, the third what luck gives."
     ),
     page.table(
       ["judged", "background", "objects", "number", "left and right", "all"],
