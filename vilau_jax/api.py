@@ -139,7 +139,7 @@ class VilaU:
     self,
     contents: Contents,
     *,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float = 1.0,
@@ -151,7 +151,8 @@ class VilaU:
     Args:
       contents: list of conversations; a conversation is a string, a list of str / Image / Video, or
         a list of {"role": "user" | "assistant", "content": ..} turns that ends with the user's.
-      max_new_tokens: where an answer is cut off at the latest.
+      max_new_tokens: where an answer is cut off at the latest; None: at 512, or where the context
+        ends.
       temperature: 0 writes the most likely token.
       top_k, top_p: filters for temperatures above 0.
       seed: see the class.
@@ -180,7 +181,7 @@ class VilaU:
     self,
     contents: Contents,
     *,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float = 1.0,

@@ -196,3 +196,12 @@ def _leaves(tree):
   return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])] if isinstance(
     tree, dict
   ) else [np.asarray(tree)]  # fmt: skip
+
+
+def test_an_answer_without_a_limit_ends_with_the_context():
+  count = 1024 - len(prompt([turn("user", "sea")], tokenizer(), settings()).tokens)
+  long = prompt([turn("user", "sea " * (count // 3))], tokenizer(), settings())
+  room = 1024 - len(long.tokens)
+  assert 0 < room < text.LONGEST
+  steps = list(text.stream(engine(), [long], WISH, [0], max_new_tokens=None, stop=[]))
+  assert len(steps) == room

@@ -17,8 +17,9 @@ _VIDEO = flags.DEFINE_multi_string(
   "video", [], "video file or folder of frames to talk about", allow_override=True
 )
 _TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", 512, "longest answer, in tokens", lower_bound=1, allow_override=True
-)
+  "max_new_tokens", None, "longest answer, in tokens (default: 512, or where the context ends)",
+  lower_bound=1, allow_override=True,
+)  # fmt: skip
 _TEMPERATURE = flags.DEFINE_float(
   "temperature", 0.0, "0 always writes the most likely token", allow_override=True
 )

@@ -12,6 +12,8 @@ from vilau_jax.generate import sampling
 from vilau_jax.generate.cache import bucket, check_context, left_pad
 from vilau_jax.generate.engine import Draws, Engine
 
+LONGEST = 512  # ids of an answer, where nothing is said
+
 
 def stream(
   engine: Engine,
@@ -19,7 +21,7 @@ def stream(
   wish: sampling.Sampling,
   seeds: List[int],
   *,
-  max_new_tokens: int | List[int],
+  max_new_tokens: int | List[int] | None,
   stop: List[int],
   drawn: List[int] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -30,17 +32,21 @@ def stream(
     prompts: B sequences.
     wish: how to draw; guidance is not defined for text.
     seeds: one a prompt.
-    max_new_tokens: at most so many ids; one number, or one a prompt.
+    max_new_tokens: at most so many ids; one number, or one a prompt. None: LONGEST, or less where
+      the context ends.
     stop: ids that end a row; they are yielded.
     drawn: per prompt, how many positions were drawn for it before (for its keys).
 
   Raises:
     ValueError: if a prompt and max_new_tokens exceed the context, or logits are not finite.
   """
+  lengths = [len(p.tokens) for p in prompts]
+  if max_new_tokens is None:
+    max_new_tokens = [max(1, min(LONGEST, engine.context - length)) for length in lengths]
   limits = np.broadcast_to(np.asarray(max_new_tokens, int), len(prompts))
   if limits.min() < 1:
     raise ValueError(f"max_new_tokens must be at least 1, got {limits.min()}")
-  check_context([len(p.tokens) for p in prompts], limits, engine.context)
+  check_context(lengths, limits, engine.context)
   rows = bucket(len(prompts), 1)
   filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
   before = np.zeros(rows, np.int32)
