@@ -14,7 +14,8 @@ def get_config(arg=""):
   c = defaults.tower()
   c.runs = "runs/quickstart"
   c.data.root = c.get_ref("runs") + "/data"
-  c.steps, c.batch_size = {"": 1300, "smoke": 24, "long": 5200}[arg], 16
+  c.steps = defaults.pick(arg, {"": 1300, "smoke": 24, "long": 5200})
+  c.batch_size = 16
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.optim.update(
     dict(peak_lr=1.5e-3, b1=0.9, b2=0.98, weight_decay=0.01, end_lr_fraction=0.03, clip=1.0)

@@ -10,7 +10,7 @@ Where the numbers come from: losses and discriminator, RQ-VAE's released configs
 1, the SigLIP initialisation, the frozen text encoder and the global batch of 512, the paper. It
 gives no learning rate, schedule or number of steps: peak 8e-5 is RQ-VAE's 4e-5 (batch 128) times
 sqrt(4), the rest (half the rate for the encoder, warm-up, cosine, clipping) is our choice.
-The tower tokenizer is SigLIP's c4_en model.
+The tower tokenizer (SigLIP's c4_en model) comes with the imported SigLIP.
 """
 
 from vilau_jax.train import defaults
@@ -28,7 +28,6 @@ def get_config(arg=""):
   c.loss.disc.start_step = 20_000
   c.data.root = "records"
   c.data.mixture = (dict(path="coyo", weight=1.0),)
-  c.data.tower_tokenizer = "models/siglip_large_256/tower_tokenizer.model"
   c.data.workers = 16
   c.ckpt = dict(every=5_000, keep=2, keep_every=100_000)
   c.log = dict(every=100, samples_every=5_000)

@@ -25,7 +25,6 @@ def get_config(arg=""):
   c.loss.disc.start_step = 20_000
   c.data.root = "records"
   c.data.mixture = (dict(path="coyo", weight=1.0),)
-  c.data.tower_tokenizer = "models/siglip_so400m_384/tower_tokenizer.model"
   c.data.workers = 16
   c.ckpt = dict(every=5_000, keep=2, keep_every=100_000)
   c.log = dict(every=100, samples_every=5_000)

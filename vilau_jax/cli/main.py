@@ -55,6 +55,16 @@ def find(argv: list[str]) -> tuple[str, list[str]]:
   raise ValueError(f"unknown command {typed!r}{hint}\n\n{usage()}")
 
 
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown config field
+    raise ValueError(f"--config: {str(error.args[0]).strip()}") from error
+  except flags.IllegalFlagValueError as error:  # the traceback of a config file is in the message
+    said = [line for line in str(error).splitlines() if line.strip()]
+    raise ValueError(said[-1] if len(said) == 1 else f"{said[0]} {said[-1]}") from error
+
+
 def run(argv: list[str]) -> int:
   """Runs one command line without the program's name; returns the exit code."""
   if not argv or argv[0] in ("help", "--help", "-h", "--helpfull"):
@@ -67,7 +77,7 @@ def run(argv: list[str]) -> int:
       print(f"vilau {name}: {module.__doc__}\n\nflags:")
       print(flags.FLAGS.module_help(module))
       return 0
-    left = flags.FLAGS([f"vilau {name}", *rest])
+    left = _parse([f"vilau {name}", *rest])
     return module.main(left[1:]) or 0
   except (ValueError, FileNotFoundError, FileExistsError, flags.Error) as error:
     if os.environ.get("VILAU_TRACEBACK"):

@@ -35,9 +35,7 @@ _DISTRIBUTED = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
   if argv:
     raise ValueError(f"unexpected {argv}; see vilau train --help")
-  if _CONFIG.value is None or not _WORKDIR.value:
-    raise ValueError("give --config=FILE.py and --workdir=DIR; see vilau train --help")
-  config = ConfigDict(_CONFIG.value.copy_and_resolve_references()).lock()
+  config = _config()
   span = _span(_PROFILE.value)
   from vilau_jax.cli.compile_cache import use_compile_cache  # flags first: jax takes seconds
 
@@ -55,6 +53,15 @@ def main(argv: list[str]) -> int:
   done = "finished" if result["finished"] else "stopped; the same command goes on"
   print(f"{_WORKDIR.value}: {done} at step {result['step']}, {result['seconds']:.1f} s")
   return 0 if result["finished"] else 1
+
+
+def _config() -> ConfigDict:
+  if _CONFIG.value is None or not _WORKDIR.value:
+    raise ValueError("give --config=FILE.py and --workdir=DIR; see vilau train --help")
+  try:
+    return ConfigDict(_CONFIG.value.copy_and_resolve_references()).lock()
+  except OSError as error:  # the file is not there; ml_collections says so when it is used
+    raise ValueError(f"--config: {error}") from error
 
 
 def _span(text: str | None) -> tuple[int, int] | None:

@@ -5,7 +5,15 @@ The values are those of the paper and its released code where they are known: RQ
 the tower stage, the released scripts for the language-model stage.
 """
 
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
 from ml_collections import ConfigDict
+
+# Dicts whose keys are the user's.
+FREE = ("model", "init_from", "optim.lr_multipliers", "loss.disc.optim")
+Value = TypeVar("Value")
 
 
 def _shared() -> ConfigDict:
@@ -112,3 +120,44 @@ def lm() -> ConfigDict:
   )
   c.data.row = dict(length=4096, slots=2048, targets=2048, window=4096)
   return c
+
+
+def pick(arg: str, choices: Mapping[str, Value]) -> Value:
+  """What a config file's argument stands for.
+
+  Raises:
+    ValueError: for an unknown argument.
+  """
+  if arg not in choices:
+    known = ", ".join(repr(k) for k in choices)
+    raise ValueError(f"unknown config argument {arg!r}; known: {known}")
+  return choices[arg]
+
+
+def check(config: ConfigDict) -> None:
+  """Checks that an experiment has exactly the fields of its stage.
+
+  Raises:
+    ValueError: naming unknown fields, with the nearest known one, and missing ones.
+  """
+  stages = {"tower": tower, "lm": lm}
+  stage = config.get("stage")
+  if stage not in stages:
+    raise ValueError(f"config.stage must be one of {sorted(stages)}, got {stage!r}")
+  known, given = (set(_fields(c.to_dict())) for c in (stages[stage](), config))
+  wrong = []
+  for name in sorted(given - known):
+    near = difflib.get_close_matches(name, known, 1)
+    wrong.append(f"unknown field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+  wrong += [f"missing field {name!r}" for name in sorted(known - given)]
+  if wrong:
+    raise ValueError("this config is not a stage " + repr(stage) + " one: " + "; ".join(wrong))
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    if isinstance(value, Mapping) and name not in FREE:
+      yield from _fields(value, f"{name}.")
+    else:
+      yield name

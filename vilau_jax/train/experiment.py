@@ -20,6 +20,7 @@ from vilau_jax.data.records import Records
 from vilau_jax.data.sequence import SequenceSettings
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
 from vilau_jax.models import quantizer
+from vilau_jax.train import defaults
 
 # Keys that may differ when a workdir is opened again: how long, how often, on what and from where.
 CHANGEABLE = ("steps", "log", "ckpt", "mesh", "runs", "data.root", "data.codes", "data.threads",
@@ -78,8 +79,7 @@ def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
     ValueError: if the workdir belongs to another experiment, something needed is not given, or
       parts do not fit together.
   """
-  if config.stage not in ("tower", "lm"):
-    raise ValueError(f"config.stage must be 'tower' or 'lm', got {config.stage!r}")
+  defaults.check(config)
   workdir = epath.Path(workdir)
   started = (workdir / "config.json").exists()
   if started:
