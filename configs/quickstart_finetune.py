@@ -34,6 +34,6 @@ def get_config(arg=""):
   c.data.cfg_dropout = 0.1
   c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
   c.data.threads = 1
-  c.ckpt = dict(every=max(c.steps // 2, 1), keep=1, keep_every=0)
+  c.ckpt = dict(every=4 if arg == "smoke" else 50, keep=1, keep_every=0)
   c.log = dict(every=2 if arg == "smoke" else 10, samples_every=0, prompts=())
   return c

@@ -41,6 +41,6 @@ def get_config(arg=""):
   c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
   c.data.tokenizer_size = 768
   c.data.threads = 1
-  c.ckpt = dict(every=c.steps // 4, keep=1, keep_every=0)
+  c.ckpt = dict(every=8 if arg == "smoke" else 100, keep=1, keep_every=0)
   c.log = dict(every=4 if arg == "smoke" else 25, samples_every=0, prompts=())
   return c

@@ -180,7 +180,7 @@ class TrainingCheckpoints:
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir) / "checkpoints",
+      epath.Path(workdir).absolute() / "checkpoints",
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=policies.FixedIntervalPolicy(every),
         preservation_policy=policies.AnyPreservationPolicy(kept),
