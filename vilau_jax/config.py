@@ -76,7 +76,7 @@ class CnnConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerConfig:
-  """Residual quantiser with an EMA codebook (SPEC A.3-A.4; RQ-VAE).
+  """Residual quantiser with an EMA codebook (RQ-VAE).
 
   Attributes:
     depth: R, codes a position.
@@ -88,9 +88,8 @@ class QuantizerConfig:
       "once_per_step".
     restart_threshold: a code whose EMA cluster size falls below it is restarted. 1.0 is the
       reference; other values are an extension for batches with few vectors a code.
-    restart_draw: which vectors of the batch replace restarted codes: "uniform" (the reference) or,
-      as an extension, "error": in proportion to their quantisation error, which spends codes where
-      pictures have detail instead of on ever the same background.
+    restart_draw: which vectors replace restarted codes: "uniform" (the reference) or, as an
+      extension, "error": drawn by their quantisation error, so not ever the same background.
   """
 
   depth: int = 4
@@ -117,13 +116,11 @@ class QuantizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-  """Vision tower: one front, the reconstruction route and, with SigLIP, the contrastive route (SPEC
-  A.1).
+  """Vision tower: one front, the reconstruction route and, with SigLIP, the contrastive one.
 
   Attributes:
     encoder: "siglip" (vision and text are set) or "rqvae" (cnn is set, no contrastive route).
-    latent_grid: side to which latents are resized before decoding (24 in the 384 model), 0 = no
-      resize.
+    latent_grid: side to which latents are resized before decoding (24 at 384 pixels), 0 = not.
   """
 
   encoder: str = "siglip"
@@ -226,11 +223,10 @@ class VilaUConfig:
     projector: "mlp2x_gelu" (the release), "mlp3x_gelu", "linear" or "identity".
     video_frames: frames of a generated or understood video.
     markers: "always" puts <im_start>/<im_end> around every understood image, as the paper says;
-      "release" omits them at inference, as the released code does (SPEC B.4).
+      "release" omits them at inference, as the released code does.
     system_prompt: opening of every conversation.
     visual_positions: extension. "next_cell" adds to each visual input a learned embedding of the
-      grid cell and frame that is predicted next, so that the language model knows what it is about
-      to paint; "none" is the paper.
+      grid cell and frame that is predicted next: what is about to be painted; "none" is the paper.
     code_scale: extension. Factor on the sum of code vectors where it enters projector and depth
       transformer.
     dtype: compute dtype; parameters are float32 in training.
@@ -332,9 +328,8 @@ def _build(cls, values: dict[str, Any], path: str):
 
 def _presets() -> dict[str, VilaUConfig]:
   replace = dataclasses.replace
-  llama_7b = LlamaConfig(
-    rope_scaling=2.0
-  )  # pre-training at 8192 over Llama-2's 4096 sets factor 2 (SPEC B.10)
+  # Pre-training at 8192 positions over Llama-2's 4096 sets the factor 2.
+  llama_7b = LlamaConfig(rope_scaling=2.0)
   llama_1b3 = LlamaConfig(
     width=2048, hidden=5504, depth=24, heads=16, kv_heads=16, rope_scaling=2.0
   )

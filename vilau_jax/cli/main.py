@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-# command -> (module, one line for `vilau --help`). The module defines flags and `main(argv) -> int`.
+# command -> (module, one line for `vilau --help`). A module defines flags and `main(argv) -> int`.
 COMMANDS = {
   "train": ("vilau_jax.cli.train", "train any stage: --config=configs/X.py --workdir=DIR"),
   "data import": ("vilau_jax.cli.data_import", "raw data set -> records: FORMAT --source --output"),

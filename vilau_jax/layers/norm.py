@@ -10,7 +10,7 @@ ONES, ZEROS = nn.initializers.ones, nn.initializers.zeros
 
 
 class RmsNorm(nn.Module):
-  """Llama's RMSNorm: normalise in float32, cast back, then scale (SPEC D.3)."""
+  """Llama's RMSNorm: normalise in float32, cast back, then scale."""
 
   eps: float
 
