@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from vilau_jax import sharding
 from vilau_jax.config import LlamaConfig
-from vilau_jax.layers.attention import Cache, attend, attend_cache, write_cache
+from vilau_jax.layers.attention import Cache, attend_cache, write_cache
+from vilau_jax.layers.causal import causal_attend
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
@@ -50,7 +51,7 @@ class LlamaAttention(nn.Module):
     k = sharding.constrain(rotate(k, cos, sin), "batch", "length", "act_heads", None)
     v = sharding.constrain(v, "batch", "length", "act_heads", None)
     if cache is None:
-      y = attend(q, k, v, mask)
+      y = causal_attend(q, k, v, mask)
     else:
       cache = write_cache(cache, k, v, index)
       y = attend_cache(q, cache, mask)
