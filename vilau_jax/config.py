@@ -195,7 +195,11 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DepthConfig:
-  """Depth transformer: predicts the R codes of a position one after the other (paper eq. 6)."""
+  """Depth transformer: predicts the R codes of a position one after the other (paper eq. 6).
+
+  Attributes:
+    unroll: train without a loop over the blocks; on a CPU their small products are twice as fast.
+  """
 
   width: int = 2560
   hidden: int = 10_240
@@ -203,6 +207,7 @@ class DepthConfig:
   heads: int = 40
   eps: float = 1e-5
   dropout: float = 0.1
+  unroll: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,7 +386,7 @@ def _presets() -> dict[str, VilaUConfig]:
     llm=LlamaConfig(
       vocab_size=0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024
     ),
-    depth=DepthConfig(width=128, hidden=512, depth=2, heads=4, dropout=0.0),
+    depth=DepthConfig(width=128, hidden=512, depth=2, heads=4, dropout=0.0, unroll=True),
     video_frames=4,
     system_prompt="",
     visual_positions="next_cell",

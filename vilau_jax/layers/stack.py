@@ -30,8 +30,11 @@ def scan_blocks(
   x: jax.Array,
   *args: Any,
   remat: str = "none",
+  unroll: int = 1,
 ) -> jax.Array:
   """Runs `length` blocks with parameters stacked on a leading axis, under the name "layers".
+
+  The loop runs `unroll` blocks a turn; the parameters are the same for every value.
 
   Call it inside a compact method. A block maps (x, *args) to (x, cache); the cache is dropped here.
   """
@@ -41,6 +44,7 @@ def scan_blocks(
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
     length=length,
+    unroll=unroll,
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
   return run(layer, x, None)[0]

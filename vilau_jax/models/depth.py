@@ -141,7 +141,9 @@ class DepthTransformer(nn.Module):
     c = self.config
     fields = dict(heads=c.heads, hidden=c.hidden, eps=c.eps, dropout=dropout, dtype=self.dtype)
     if caches is None:
-      return scan_blocks(DepthBlock, fields, c.depth, x, mask, remat=self.remat), None
+      unroll = c.depth if c.unroll else 1
+      x = scan_blocks(DepthBlock, fields, c.depth, x, mask, remat=self.remat, unroll=unroll)
+      return x, None
     return unroll_blocks(DepthBlock, fields, x, mask, caches=caches, index=index)
 
 
