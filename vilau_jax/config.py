@@ -105,13 +105,8 @@ class QuantizerConfig:
   update: str = "sequential_per_depth"
 
   def __post_init__(self):
-    for field, allowed in (
-      ("update", ("sequential_per_depth", "once_per_step")),
-      ("restart_draw", ("uniform", "error")),
-    ):
-      if getattr(self, field) not in allowed:
-        value = getattr(self, field)
-        raise ValueError(f"quantizer.{field} must be one of {allowed}, got {value!r}")
+    _one_of(self, "quantizer.update", ("sequential_per_depth", "once_per_step"))
+    _one_of(self, "quantizer.restart_draw", ("uniform", "error"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,14 +248,10 @@ class VilaUConfig:
   remat: str = "none"
 
   def __post_init__(self):
-    for field, allowed in (
-      ("projector", ("mlp2x_gelu", "mlp3x_gelu", "linear", "identity")),
-      ("markers", ("always", "release")),
-      ("visual_positions", ("none", "next_cell")),
-      ("dtype", ("float32", "bfloat16", "float16")),
-    ):
-      if getattr(self, field) not in allowed:
-        raise ValueError(f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
+    _one_of(self, "projector", ("mlp2x_gelu", "mlp3x_gelu", "linear", "identity"))
+    _one_of(self, "markers", ("always", "release"))
+    _one_of(self, "visual_positions", ("none", "next_cell"))
+    _one_of(self, "dtype", ("float32", "bfloat16", "float16"))
 
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
@@ -290,6 +281,12 @@ class VilaUConfig:
   def with_overrides(self, **overrides: Any) -> "VilaUConfig":
     """A copy with nested overrides; see from_preset."""
     return self.from_dict(_merge(self.to_dict(), overrides))
+
+
+def _one_of(config: Any, field: str, allowed: tuple[str, ...]) -> None:
+  value = getattr(config, field.split(".")[-1])
+  if value not in allowed:
+    raise ValueError(f"{field} must be one of {allowed}, got {value!r}")
 
 
 def _nearest(word: str, known) -> str:
