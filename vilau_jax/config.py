@@ -17,6 +17,12 @@ SYSTEM_PROMPT = (
 )
 
 
+def _one_of(config: Any, field: str, allowed: tuple[str, ...]) -> None:
+  value = getattr(config, field.split(".")[-1])
+  if value not in allowed:
+    raise ValueError(f"{field} must be one of {allowed}, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
   """SigLIP vision encoder. `depth` counts all layers; the tower quantises the output of layer
@@ -281,12 +287,6 @@ class VilaUConfig:
   def with_overrides(self, **overrides: Any) -> "VilaUConfig":
     """A copy with nested overrides; see from_preset."""
     return self.from_dict(_merge(self.to_dict(), overrides))
-
-
-def _one_of(config: Any, field: str, allowed: tuple[str, ...]) -> None:
-  value = getattr(config, field.split(".")[-1])
-  if value not in allowed:
-    raise ValueError(f"{field} must be one of {allowed}, got {value!r}")
 
 
 def _nearest(word: str, known) -> str:
