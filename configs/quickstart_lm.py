@@ -29,8 +29,8 @@ def get_config(arg=""):
   # The first codes carry the object, the last ones its texture.
   c.loss.code_depth_weights = (1.5, 1.2, 0.8, 0.5)
   c.data.mixture = (  # weight: share of samples
-    dict(path=SCENES, form="t2i", weight=0.58),
-    dict(path=SCENES, form="i2t", weight=0.12),
+    dict(path=SCENES, form="t2i", weight=0.48),
+    dict(path=SCENES, form="i2t", weight=0.22),
     dict(path=VIDEOS, form="t2v", weight=0.08),
     dict(path=VIDEOS, form="v2t", weight=0.04),
     dict(path=VQA, form="i2t", weight=0.12),
