@@ -10,6 +10,7 @@ import numpy as np
 from vilau_jax.data import media
 
 METADATA = "metadata.json"
+READABLE = 128  # pixels of width below which pictures are enlarged, or captions would not fit
 
 
 class Gallery:
@@ -65,7 +66,8 @@ class Gallery:
       return None
     pictures = [self.directory / entry["file"] for entry in mine]
     captions = [str(entry.get("prompt", "")) for entry in mine]
-    grid = media.contact_sheet(pictures, columns, captions)
+    scale = max(1, READABLE // media.open_image(pictures[0]).width)
+    grid = media.contact_sheet(pictures, columns, captions, scale=scale)
     return media.write_image(grid, self.directory / "grid.png")
 
   def _read(self) -> list[dict[str, Any]]:
