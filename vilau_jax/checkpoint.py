@@ -135,7 +135,9 @@ def copy_tokenizers(path: _Path, tokenizer: _Path | None, tower_tokenizer: _Path
     return
   for source, name in ((tokenizer, TOKENIZER), (tower_tokenizer, TOWER_TOKENIZER)):
     if source and epath.Path(source) != epath.Path(path) / name:
-      (epath.Path(path) / name).write_bytes(epath.Path(source).read_bytes())
+      partial = epath.Path(path) / f"{name}.partial"
+      partial.write_bytes(epath.Path(source).read_bytes())
+      partial.replace(epath.Path(path) / name)
 
 
 def tower_id(variables: Mapping[str, Any]) -> str:

@@ -150,6 +150,23 @@ def test_fine_tuning_starts_from_the_whole_model_and_keeps_the_frozen(lm_run, tm
   assert train(config, tmp_path / "tuned")["step"] == 2
 
 
+def test_a_tower_can_start_from_parts_of_another(tower_run, tmp_path):
+  config = ConfigDict(tower_run[0].to_dict())
+  config.init_from = dict(decoder=str(tower_run[1]), text=str(tower_run[1]))
+  config.seed, config.steps, config.optim.peak_lr, config.optim.ema = 5, 1, 0.0, 0.5
+  config.log.samples_every = 0
+  config.optim.freeze = ("tower/text",)
+  train(config, tmp_path / "run")
+  before, after = (checkpoint.load_model(p).variables["params"]["tower"]
+                   for p in (tower_run[1], tmp_path / "run"))  # fmt: skip
+  for part in ("decoder", "post_quant", "text"):
+    jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+  assert not np.array_equal(before["vision"]["embed"]["kernel"], after["vision"]["embed"]["kernel"])
+  config.init_from = dict(llm=str(tower_run[1]))
+  with pytest.raises(ValueError, match=r"init_from\.llm: stage 'tower' has no such part"):
+    train(config, tmp_path / "run2")
+
+
 def test_code_scale_can_be_measured(lm_run, tmp_path):
   config = ConfigDict(lm_run[0].to_dict())
   config.code_scale, config.steps = "auto", 1
@@ -167,7 +184,7 @@ def changed(config, **values):
   return config
 
 
-def test_a_workdir_of_another_experiment_is_refused(tower_run):
+def test_a_workdir_of_another_experiment_is_refused(tower_run, lm_run):
   config, workdir = tower_run
   with pytest.raises(ValueError, match=r"another experiment:\n  seed: 0 there, 1 now"):
     train(changed(config, seed=1), workdir)
@@ -177,7 +194,7 @@ def test_a_workdir_of_another_experiment_is_refused(tower_run):
   with pytest.raises(ValueError, match=r"model\.tower\.quantizer\.entries: None there, 16 now"):
     train(other, workdir)
   with pytest.raises(ValueError, match="stage: 'tower' there, 'lm' now"):
-    train(changed(config, stage="lm"), workdir)
+    train(lm_run[0], workdir)
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tower_run, tmp_path):

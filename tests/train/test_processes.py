@@ -17,20 +17,20 @@ from vilau_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
-import pathlib, sys
+import json, pathlib, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_default_matmul_precision", "highest")
-address, index, root, workdir = sys.argv[1:]
+address, index, root, workdir, mesh = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=2, process_id=int(index))
 import experiments
 from vilau_jax import checkpoint
 from vilau_jax.train import loop
 root = pathlib.Path(root)
 config = experiments.lm_run(root, root / "tower", "")
-config.mesh.update(dict(data=2, fsdp=2))
+config.mesh.update(json.loads(mesh))
 config.optim.eps = 1e-3
 loop.train(config, workdir)
 """
@@ -48,9 +48,12 @@ def root(tmp_path_factory):
   return root
 
 
-def test_two_processes_equal_one(root, tmp_path):
+@pytest.mark.parametrize(
+  "mesh", [dict(data=2, fsdp=2), dict(data=1, tensor=2, context=2)], ids=["split rows", "same rows"]
+)
+def test_two_processes_equal_one(root, tmp_path, mesh):
   config = experiments.lm_run(root, root / "tower", "")
-  config.mesh.update(dict(data=2, fsdp=2))
+  config.mesh.update(mesh)
   config.optim.eps = 1e-3  # see test_meshes.EPS
   loop.train(config, tmp_path / "one", devices=jax.devices()[:4])
   with socket.socket() as free:
@@ -60,7 +63,7 @@ def test_two_processes_equal_one(root, tmp_path):
   environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
   processes = [
     subprocess.Popen(
-      [sys.executable, "-c", PROGRAM, address, str(i), str(root), str(tmp_path / "two")],
+      [sys.executable, "-c", PROGRAM, address, str(i), root, tmp_path / "two", json.dumps(mesh)],
       env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     for i in range(2)

@@ -151,7 +151,8 @@ def check(config: ConfigDict) -> None:
     wrong.append(f"unknown field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
   wrong += [f"missing field {name!r}" for name in sorted(known - given)]
   if wrong:
-    raise ValueError("this config is not a stage " + repr(stage) + " one: " + "; ".join(wrong))
+    more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    raise ValueError(f"this config is not a stage {stage!r} one: {'; '.join(wrong[:8])}{more}")
 
 
 def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -84,7 +84,7 @@ def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
   started = (workdir / "config.json").exists()
   if started:
     check_same(checkpoint.read_config(workdir), config, workdir)
-  elif workdir.exists() and any(p.suffix != ".model" for p in workdir.iterdir()):
+  elif workdir.exists() and any(".model" not in p.name for p in workdir.iterdir()):
     raise ValueError(f"workdir {workdir} is neither empty nor a run (it has no config.json)")
   workdir.mkdir(parents=True, exist_ok=True)
   make = _tower_experiment if config.stage == "tower" else _lm_experiment
@@ -103,6 +103,8 @@ def check_same(stored: dict[str, Any], config: ConfigDict, workdir: epath.Path) 
     allowed = any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE)
     if not allowed and before.get(key) != now.get(key):
       differing.append(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now")
+  if "stage" in (line.split(":")[0] for line in differing):  # then the rest says nothing
+    differing = [line for line in differing if line.startswith("stage:")]
   if differing:
     raise ValueError(
       f"workdir {workdir} holds another experiment:\n  " + "\n  ".join(differing)
@@ -175,7 +177,8 @@ def _tokenizer_file(
     if sources:
       if not epath.Path(sources[0]).exists():
         raise ValueError(f"no tokenizer at {sources[0]}")
-      target.write_bytes(epath.Path(sources[0]).read_bytes())
+      named = (sources[0], None) if name == checkpoint.TOKENIZER else (None, sources[0])
+      checkpoint.copy_tokenizers(workdir, *named)
     elif config.data.tokenizer_size:
       train_tokenizer(_texts(config), target, config.data.tokenizer_size)
   if not sources and not config.data.tokenizer_size:
