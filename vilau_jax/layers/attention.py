@@ -12,7 +12,6 @@ from vilau_jax import sharding
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
 
 Cache = tuple[jax.Array, jax.Array]
-MASKED = -1e9  # added to the score of what may not be attended to; float32 exp of it is 0
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -32,13 +31,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
   q = q.reshape(b, l, kv, h // kv, c) * (c**-0.5)
   scores = jnp.einsum("blkgc,bmkc->bkglm", q, k, preferred_element_type=jnp.float32)
   if mask is not None:
-    scores = scores + jnp.where(mask, 0, MASKED)[:, None, None]
-  # Normalising the result instead of the weights saves passes over [L, M], a third of the time of
-  # value and gradient on a CPU.
-  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-  y = jnp.einsum("bkglm,bmkc->bkglc", weights.astype(v.dtype), v)
-  y = y / weights.sum(-1)[..., None].astype(v.dtype)
-  return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkglm,bmkc->blkgc", weights, v).reshape(b, l, h, c)
 
 
 def write_cache(cache: Cache, k: jax.Array, v: jax.Array, index: jax.Array | int) -> Cache:
