@@ -81,18 +81,22 @@ class _Block(nn.Module):
 
 class _Stack(nn.Module):
   remat: str = "none"
+  unroll: int = 1
 
   @nn.compact
   def __call__(self, x, caches=None):
     if caches is None:
-      return stack.scan_blocks(_Block, {"hidden": 8}, 3, x, 0.5, remat=self.remat)
+      fields = {"hidden": 8}
+      return stack.scan_blocks(_Block, fields, 3, x, 0.5, remat=self.remat, unroll=self.unroll)
     return stack.unroll_blocks(_Block, {"hidden": 8}, x, 0.5, caches=caches)[0]
 
 
-@pytest.mark.parametrize("remat", ["none", "nothing_saveable", "dots_saveable"])
-def test_scanned_and_unrolled_stacks_agree(remat):
+@pytest.mark.parametrize(
+  "remat, unroll", [("none", 1), ("none", 3), ("nothing_saveable", 1), ("dots_saveable", 1)]
+)
+def test_scanned_and_unrolled_stacks_agree(remat, unroll):
   x = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
-  net = _Stack(remat)
+  net = _Stack(remat, unroll)
   params = nn.unbox(net.init(jax.random.key(0), x))["params"]
   unrolled = net.apply({"params": stack.unstack(params)}, x, [None] * 3)
   np.testing.assert_allclose(net.apply({"params": params}, x), unrolled, rtol=1e-5, atol=1e-6)
