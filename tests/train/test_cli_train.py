@@ -21,7 +21,7 @@ CONFIG = """
 import experiments, pathlib
 def get_config(arg=""):
   c = experiments.tower_run(pathlib.Path(arg))
-  c.mesh.data = 1
+  c.mesh.data, c.steps, c.ckpt.every = 1, 40, 8
   return c
 """
 
@@ -84,9 +84,9 @@ def test_a_killed_run_goes_on_exactly(experiment, tmp_path):
   config, environment = experiment
   whole = start(config, tmp_path / "whole", environment, "--profile=2:3")
   assert whole.wait() == 0, whole.stdout.read()
-  assert "finished at step 6" in whole.stdout.read()
+  assert "finished at step 40" in whole.stdout.read()
   assert list((tmp_path / "whole" / "profile").rglob("*.xplane.pb"))
-  for number, log in ((signal.SIGKILL, '"step": 3'), (signal.SIGTERM, '"step": 4')):
+  for number, log in ((signal.SIGKILL, '"step": 10,'), (signal.SIGTERM, '"step": 12,')):
     process = start(config, tmp_path / "cut", environment)
     wait_for(tmp_path / "cut" / "metrics.jsonl", log, process)
     process.send_signal(number)

@@ -24,6 +24,9 @@ def train(config, workdir):
   return loop.train(config, workdir, devices=jax.devices()[:1] if alone else None)
 
 
+STEPS = 24  # enough for a signal to arrive in the middle
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   return tmp_path_factory.mktemp("data")
@@ -33,7 +36,7 @@ def root(tmp_path_factory):
 def tower_run(root):
   """A finished tower run: (config, workdir)."""
   config, workdir = experiments.tower_run(root), root / "tower"
-  config.log.samples_every = 3
+  config.steps, config.ckpt.every, config.log.samples_every = STEPS, 8, 12
   train(config, workdir)
   return config, workdir
 
@@ -43,6 +46,7 @@ def lm_run(root, tower_run):
   """A finished language-model run on that tower's codes."""
   identity = checkpoint.tower_id(checkpoint.load_model(tower_run[1]).variables)
   config, workdir = experiments.lm_run(root, tower_run[1], identity), root / "lm"
+  config.steps, config.ckpt.every = STEPS, 8
   train(config, workdir)
   return config, workdir
 
@@ -79,12 +83,12 @@ def test_a_tower_run_leaves_a_model_logs_and_samples(tower_run):
   loaded = checkpoint.load_model(workdir)
   assert set(loaded.variables) == {"params", "quantizer"} and loaded.config.llm is None
   assert loaded.config.tower.text.vocab_size > 0 and loaded.tower_tokenizer_path
-  assert [x["step"] for x in lines(workdir)] == list(range(1, 7))
+  assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
   assert {"loss", "loss_contrastive", "perplexity/3", "restarted/1", "psnr"} <= set(
     lines(workdir)[0]
   )
-  assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["000003.png", "000006.png"]
-  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+  assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["000012.png", "000024.png"]
+  assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["16", "24"]
 
 
 @pytest.mark.parametrize("mesh", [dict(data=-1), dict(data=2, fsdp=2, tensor=2)], ids=str)
@@ -98,7 +102,7 @@ def test_a_stopped_tower_run_goes_on_exactly(tower_run, tmp_path, mesh):
     whole = tmp_path / "whole"
   config.ckpt.every = 100
   stopped = interrupted(config, tmp_path / "cut", after=2)
-  assert not stopped["finished"] and 2 <= stopped["step"] < 6
+  assert not stopped["finished"] and 2 <= stopped["step"] < STEPS
   assert train(config, tmp_path / "cut")["finished"]
   assert_same_run(whole, tmp_path / "cut")
 
@@ -130,7 +134,7 @@ def test_an_lm_run_carries_its_tower_and_loads_whole(tower_run, lm_run):
   assert loaded.config.tower == tower.config.tower
   assert loaded.tokenizer_path and loaded.tower_tokenizer_path
   assert {"loss_text", "loss_image", "loss_code/3", "fill"} <= set(lines(lm_run[1])[0])
-  step = lm_run[1] / "checkpoints" / "6"
+  step = lm_run[1] / "checkpoints" / "24"
   assert {p.name for p in step.iterdir()} >= {"params", "opt"}
 
 
