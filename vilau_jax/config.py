@@ -369,9 +369,7 @@ def _presets() -> dict[str, VilaUConfig]:
   quickstart_tower = TowerConfig(
     vision=VisionConfig(image_size=60, patch_size=12, width=128, hidden=512, depth=4, heads=4),
     text=TextConfig(vocab_size=0, length=24, width=128, hidden=256, depth=2, heads=4),
-    quantizer=QuantizerConfig(
-      depth=4, entries=256, width=128, restart_threshold=0.1, restart_draw="error"
-    ),
+    quantizer=QuantizerConfig(4, 256, 128, restart_threshold=0.1, restart_draw="error"),
     decoder=CnnConfig(
       channels=32, multipliers=(1, 2, 4), blocks=0, latent_channels=128, resolution=60,
       attention_resolutions=(), groups=16, pixel_shuffle=3,
@@ -380,9 +378,7 @@ def _presets() -> dict[str, VilaUConfig]:
   quickstart = VilaUConfig(
     name="quickstart",
     tower=quickstart_tower,
-    llm=LlamaConfig(
-      vocab_size=0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024
-    ),
+    llm=LlamaConfig(0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024),
     depth=DepthConfig(width=128, hidden=512, depth=2, heads=4, dropout=0.0, unroll=True),
     video_frames=4,
     system_prompt="",
