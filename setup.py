@@ -7,7 +7,7 @@ import setuptools
 EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
   "parity": ["torch>=2.5", "transformers>=4.50"],
-  "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
+  "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
 EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
 

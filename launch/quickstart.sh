@@ -30,6 +30,8 @@ esac
 source launch/environment.sh
 prepare_environment quickstart
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+# Transparent huge pages for malloc: a fifth less time a step on CPUs; other C libraries ignore it.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 mkdir -p "$run"
 data=$run/data
 
