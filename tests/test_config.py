@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vilau_jax.config import PRESETS, VilaUConfig
+from vilau_jax.config import VilaUConfig
+from vilau_jax.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -56,6 +57,7 @@ def test_extensions_are_off_in_the_presets_of_the_paper():
     config = PRESETS[name]
     assert config.visual_positions == "none" and config.code_scale == 1.0
     assert config.tower.decoder.pixel_shuffle == 1
+    assert config.tower.vision is None or not config.tower.vision.pool_positions
     assert config.tower.quantizer.restart_threshold == 1.0
     assert config.tower.quantizer.restart_draw == "uniform"
     assert config.tower.quantizer.update == "sequential_per_depth"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilau_jax.data import codes, inspect, records, sequence
+from vilau_jax.data import codes, forms, inspect, records
 from vilau_jax.data.formats import emoji
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
 
@@ -35,7 +35,7 @@ def test_summary_and_sheet(coded):
 def test_row_is_drawn_in_the_colours_of_what_it_holds(coded, tmp_path):
   found = records.Records(coded / "coded" / "train_scenes")
   tokenizer = Tokenizer(train_tokenizer(record_texts(found), tmp_path / "t.model"))
-  settings = sequence.SequenceSettings(system_prompt="", frames=0)
+  settings = forms.SequenceSettings(system_prompt="", frames=0)
   for form, absent in (("t2i", "picture"), ("i2t", "picture, supervised")):
     row = inspect.first_row(found, form, tokenizer, settings, 200)
     picture = inspect.draw_row(row, tokenizer)[36:]

@@ -5,14 +5,14 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vilau_jax.data import media, pipeline, records, sequence
+from vilau_jax.data import forms, media, pipeline, records, sequence
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer
 
 LLAMA = (
   pathlib.Path(__file__).parents[1] / "golden" / "a" / "checkpoint" / "llm" / "tokenizer.model"
 )
 TOKENIZER = Tokenizer(LLAMA)
-SETTINGS = sequence.SequenceSettings(
+SETTINGS = forms.SequenceSettings(
   system_prompt="", frames=2, tokens_per_image=4, cfg_dropout=0.3, max_turns=2,
   shuffle_turns=True, caption_turn=True,
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_largest_bounds_every_draw(root):
 
 def test_samples_longer_than_a_row_are_left_out_visibly(root, caplog):
   data = config(root, forms=("t2i",), length=34)
-  found = dataset(root, data=data, settings=sequence.SequenceSettings(system_prompt="", frames=2))
+  found = dataset(root, data=data, settings=forms.SequenceSettings(system_prompt="", frames=2))
   assert "are left out" in caplog.text
   for i in range(6):
     ids = found[i]["tokens"]
@@ -148,7 +148,7 @@ def test_bad_input_is_refused(root, tmp_path):
   with pytest.raises(ValueError, match=r"tower-a.*vilau tokenize"):
     dataset(root, tower_id="tower-b")
   with pytest.raises(ValueError, match="4 positions"):
-    dataset(root, settings=sequence.SequenceSettings(frames=2, tokens_per_image=9))
+    dataset(root, settings=forms.SequenceSettings(frames=2, tokens_per_image=9))
   with pytest.raises(ValueError, match="unknown form 'i2i'"):
     dataset(root, data=config(root, forms=("i2i",)))
   with pytest.raises(ValueError, match="must be positive"):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vilau_jax.data import conversation as C
+from vilau_jax.data import forms
 from vilau_jax.data import sequence as S
 from vilau_jax.data.tokenizer import Tokenizer
 
@@ -45,9 +46,9 @@ def test_prompts_equal_the_reference(case):
   kind = case["kwargs"]
   answer = "image" if "image_generation" in kind else "text"
   answer = "video" if "video_generation" in kind else answer
-  settings = S.SequenceSettings(markers="release")
+  settings = forms.SequenceSettings(markers="release")
   if kind.get("no_system_prompt"):
-    settings = S.SequenceSettings(system_prompt="")
+    settings = forms.SequenceSettings(system_prompt="")
   # In the released code a prompt's newlines belong to its text; here they come with the visual.
   messages = [{**m, "value": m["value"].replace("<image>\n", "<image>")} for m in case["messages"]]
   turns = turns_of(messages, images(9))
@@ -60,7 +61,7 @@ def test_prompt_with_text_between_images_equals_the_reference():
   case = META["text_generation_two_images"]
   a, b = images(2)
   parts = (a, "and then ", b, "Which one is brighter?")
-  settings = S.SequenceSettings(markers="release")
+  settings = forms.SequenceSettings(markers="release")
   got = S.prompt([C.turn("user", *parts)], TOKENIZER, settings)
   assert flat(got) == case["input_ids"]
   video = C.Visual("video", POOL[:3])
@@ -100,7 +101,7 @@ def record_of(roles, values, codes, video=False):
 @pytest.mark.parametrize("case", CASES["training"], ids=lambda c: c["kind"])
 def test_training_ids_and_labels_equal_the_reference(case):
   record, form = training_case(case)
-  settings = S.SequenceSettings(markers="release", frames=0)
+  settings = forms.SequenceSettings(markers="release", frames=0)
   got = S.from_record(record, form, TOKENIZER, settings)
   assert S.measure(record, form, TOKENIZER, settings) == got.size
   assert flat(got) == case["input_ids"]
@@ -124,7 +125,7 @@ def sequences_of(name):
       pieces = talk.removesuffix("</s>").split("<image>")
       visuals = [C.Visual("image", c[None]) for c in codes]
       parts = [p for pair in zip(visuals, pieces[1:]) for p in pair]
-      out.append(S.build(C.render_document(parts, markers="release"), TOKENIZER))
+      out.append(S.build(C.render_document(parts, markers="release"), tokenizer=TOKENIZER))
       continue
     values = [m["value"] for m in talk]
     for marker in ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>"):
@@ -133,7 +134,7 @@ def sequences_of(name):
     record = record_of([m["from"] for m in talk], values, codes, video)
     record["caption"] = values[0]
     form = "t2v" if video else "t2i" if "<im_start>" in talk[-1]["value"] else "sft"
-    settings = S.SequenceSettings(markers="release", frames=0)
+    settings = forms.SequenceSettings(markers="release", frames=0)
     out.append(S.from_record(record, form, TOKENIZER, settings))
   return out
 
@@ -164,7 +165,7 @@ def test_expanded_labels_equal_the_reference(name):
 
 def test_codes_of_a_picture_are_predicted_from_the_start_marker_and_the_end_marker_from_its_last():
   record = {"id": "a", "caption": "a red car", **_codes(POOL[:1])}
-  got = S.from_record(record, "t2i", TOKENIZER, S.SequenceSettings())
+  got = S.from_record(record, "t2i", TOKENIZER, forms.SequenceSettings())
   assert got.tokens[got.visual_position[0] - 1] == TOKENIZER.im_start
   assert got.text_target[got.visual_position[-1]] == TOKENIZER.im_end
   assert (got.text_target[got.visual_position[:-1]] == -1).all()
@@ -179,7 +180,7 @@ def _codes(codes):
 def test_dropped_caption_is_the_unconditional_prompt():
   for form, kind, extra in (("t2i", "image", {}), ("t2v", "video", {"n_frames": 2})):
     record = {"caption": "a red car", **_codes(POOL[: 1 + bool(extra)]), **extra}
-    settings = S.SequenceSettings(cfg_dropout=1.0, frames=2, system_prompt="")
+    settings = forms.SequenceSettings(cfg_dropout=1.0, frames=2, system_prompt="")
     got = S.from_record(record, form, TOKENIZER, settings, np.random.default_rng(0))
     null = S.unconditional_prompt(TOKENIZER, settings, kind)
     start = got.visual_position[0]
@@ -197,7 +198,7 @@ QA["caption"] = "one cat"
 
 @pytest.mark.parametrize("markers", ["always", "release"])
 def test_training_prefix_equals_the_prompt(markers):
-  settings = S.SequenceSettings(markers=markers, max_turns=1)
+  settings = forms.SequenceSettings(markers=markers, max_turns=1)
   got = S.from_record(QA, "i2t", TOKENIZER, settings)
   prompt = S.prompt([C.turn("user", C.Visual("image", POOL[:1]), "What?")], TOKENIZER, settings)
   if markers == "always":
@@ -208,32 +209,52 @@ def test_training_prefix_equals_the_prompt(markers):
 
 def test_video_question_has_video_markers_or_a_newline_a_frame():
   record = {**QA, **_codes(POOL[:2]), "n_frames": 2}
-  always = S.from_record(record, "v2t", TOKENIZER, S.SequenceSettings(frames=2, max_turns=1))
+  always = S.from_record(record, "v2t", TOKENIZER, forms.SequenceSettings(frames=2, max_turns=1))
   assert list(always.tokens).count(TOKENIZER.vi_start) == 1
   assert np.diff(always.visual_position).max() == 1  # frames touch
   release = S.from_record(
-    record, "v2t", TOKENIZER, S.SequenceSettings(frames=2, max_turns=1, markers="release")
+    record, "v2t", TOKENIZER, forms.SequenceSettings(frames=2, max_turns=1, markers="release")
   )
   assert TOKENIZER.vi_start not in release.tokens
   assert np.diff(release.visual_position).max() == 3  # a space and a newline between them
 
 
-def test_turns_are_drawn_from_the_generator_and_measured_alike():
-  settings = S.SequenceSettings(max_turns=2, shuffle_turns=True, caption_turn=True)
+@pytest.mark.parametrize("independent", (False, True))
+def test_turns_are_drawn_from_the_generator_and_measured_alike(independent):
+  settings = forms.SequenceSettings(
+    max_turns=2, shuffle_turns=True, caption_turn=True, independent_turns=independent
+  )
+  most = S.largest(QA, "i2t", TOKENIZER, settings)
   seen = set()
   for seed in range(200):
     got = S.from_record(QA, "i2t", TOKENIZER, settings, np.random.default_rng(seed))
     size = S.measure(QA, "i2t", TOKENIZER, settings, np.random.default_rng(seed))
-    assert size == got.size
+    assert size == got.size and size <= most
     seen.add(tuple(got.text_target[got.text_target != -1]))
   assert len(seen) == 4 * 3
   assert settings.is_random("i2t") and not settings.is_random("t2i")
 
 
+def test_independent_turns_are_each_question_alone():
+  together = forms.SequenceSettings(caption_turn=True, independent_turns=True)
+  got = S.from_record(QA, "i2t", TOKENIZER, together)
+  pairs = list(zip(QA["conversations_value"][::2], QA["conversations_value"][1::2]))
+  assert got.branches.max() == len(pairs) + 1
+  for number in range(1, len(pairs) + 1):
+    said = {"conversations_from": ["human", "gpt"], "conversations_value": pairs[number - 1]}
+    record = QA | said
+    alone = S.from_record(record, "i2t", TOKENIZER, forms.SequenceSettings())
+    seen = (got.branches == 0) | (got.branches == number)
+    np.testing.assert_array_equal(got.tokens[seen], alone.tokens)
+    np.testing.assert_array_equal(got.positions[seen], np.arange(len(alone.tokens)))
+    np.testing.assert_array_equal(got.text_target[seen], alone.text_target)
+    np.testing.assert_array_equal(got.visual_position, alone.visual_position)
+
+
 def test_interleaved_markers_and_places():
   record = {"sentences": ["One.", "Two.", "Three."], "image_sentence_index": [0, 2]}
   record.update(_codes(POOL[:2]))
-  got = S.from_record(record, "interleaved", TOKENIZER, S.SequenceSettings())
+  got = S.from_record(record, "interleaved", TOKENIZER, forms.SequenceSettings())
   assert list(got.tokens).count(TOKENIZER.im_start) == 2
   assert not got.visual_target.any()
   assert got.text_target[-2] == TOKENIZER.eos
@@ -259,9 +280,9 @@ def test_interleaved_markers_and_places():
 )
 def test_bad_records_are_refused(record, form, problem):
   with pytest.raises(ValueError, match=problem):
-    S.from_record(record, form, TOKENIZER, S.SequenceSettings(frames=2))
+    S.from_record(record, form, TOKENIZER, forms.SequenceSettings(frames=2))
 
 
 def test_codes_of_another_size_are_refused():
   with pytest.raises(ValueError, match="16 positions"):
-    S.from_record(QA, "i2t", TOKENIZER, S.SequenceSettings(tokens_per_image=25))
+    S.from_record(QA, "i2t", TOKENIZER, forms.SequenceSettings(tokens_per_image=25))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vilau_jax.data.conversation import turn
+from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.sequence import (
-  SequenceSettings,
   drawing_prompt,
   prompt,
   unconditional_prompt,

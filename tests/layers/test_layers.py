@@ -47,6 +47,13 @@ def test_causal_mask_keeps_segments_apart():
   np.testing.assert_array_equal(mask, want)
 
 
+def test_branches_see_the_stem_and_themselves():
+  segments, branches = jnp.array([[1, 1, 1, 1, 2]]), jnp.array([[0, 1, 1, 2, 0]])
+  mask = np.asarray(attention.causal_mask(segments, branches))[0]
+  want = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+  np.testing.assert_array_equal(mask, np.array(want, bool))
+
+
 @pytest.mark.parametrize("eps", [1e-6, 1e-1])
 def test_norms(eps):
   x = RNG.normal(size=(2, 4, 4, 6)).astype(np.float32) * 3 + 1

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from vilau_jax import sharding
-from vilau_jax.config import PRESETS, VilaUConfig
+from vilau_jax.config import VilaUConfig
 from vilau_jax.models import vilau
+from vilau_jax.presets import PRESETS
 
 TOWER_256 = dict(
   vision=315_956_224, text=336_194_560, codebook=16_777_216, post_quant=262_400,

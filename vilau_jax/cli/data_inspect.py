@@ -13,7 +13,7 @@ from absl import flags
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.data import inspect, media, sequence
+from vilau_jax.data import forms, inspect, media
 from vilau_jax.data.records import INFO, Records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
 
@@ -23,7 +23,7 @@ _OUTPUT = flags.DEFINE_string(
 _COUNT = flags.DEFINE_integer("count", 40, "records on the sheet", lower_bound=1)
 _AS_BATCH = flags.DEFINE_bool("as_batch", False, "draw a packed row")
 _FORM = flags.DEFINE_enum(
-  "form", None, sequence.FORMS, "how records become sequences (default: by their kind)"
+  "form", None, forms.FORMS, "how records become sequences (default: by their kind)"
 )
 _LENGTH = flags.DEFINE_integer("length", 320, "positions of the drawn row", lower_bound=8)
 _MODEL = flags.DEFINE_string(
@@ -64,10 +64,10 @@ def _row(records: Records):
   with tempfile.TemporaryDirectory() as folder:
     if _MODEL.value:
       model = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
-      settings = sequence.SequenceSettings.from_model(model, caption_turn=True)
+      settings = forms.SequenceSettings.from_model(model, caption_turn=True)
       tokenizer = Tokenizer(pathlib.Path(_MODEL.value) / checkpoint.TOKENIZER)
     else:
-      settings = sequence.SequenceSettings(system_prompt="", frames=0, caption_turn=True)
+      settings = forms.SequenceSettings(system_prompt="", frames=0, caption_turn=True)
       path = train_tokenizer(record_texts(records), pathlib.Path(folder) / "tokenizer.model")
       tokenizer = Tokenizer(path)
   form = _FORM.value or inspect.default_form(records)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vilau_jax.data import media, packing, sequence
+from vilau_jax.data import forms, media, packing, sequence
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def first_row(
   records: Records,
   form: str,
   tokenizer: Tokenizer,
-  settings: sequence.SequenceSettings,
+  settings: forms.SequenceSettings,
   length: int,
 ) -> dict[str, np.ndarray]:
   """A row of `length` positions filled with the first samples that fit (packing.pack).

@@ -78,13 +78,19 @@ def plan(sizes: np.ndarray, shape: RowShape) -> list[list[int]]:
   return rows
 
 
-def pack(sequences: Sequence[sequence.Sequence], shape: RowShape) -> dict[str, np.ndarray]:
+def pack(
+  sequences: Sequence[sequence.Sequence], shape: RowShape, *, branches: bool = False
+) -> dict[str, np.ndarray]:
   """One row of a batch, the samples one after the other.
+
+  Args:
+    branches: the samples may have branches, and the row says which.
 
   Returns:
     tokens int32 [L] (0 at visual positions and padding), visual_position int32 [N] (-1 = empty),
     codes uint16 [N,R], visual_target bool [N], segment_ids int32 [L] (1, 2, ..; 0 = padding),
-    positions int32 [L] (from 0 in every sample), text_target int32 [L] (-1 = ignored).
+    positions int32 [L] (from 0 in every sample), text_target int32 [L] (-1 = ignored); with
+    branches, branches int32 [L] (see sequence.Sequence).
 
   Raises:
     ValueError: if the samples do not fit, or their codes have another depth.
@@ -101,6 +107,8 @@ def pack(sequences: Sequence[sequence.Sequence], shape: RowShape) -> dict[str, n
     "positions": np.zeros(shape.length, np.int32),
     "text_target": np.full(shape.length, -1, np.int32),
   }
+  if branches:
+    row["branches"] = np.zeros(shape.length, np.int32)
   start = slot = 0
   for number, sample in enumerate(sequences, 1):
     length, slots, _ = sample.size
@@ -108,7 +116,9 @@ def pack(sequences: Sequence[sequence.Sequence], shape: RowShape) -> dict[str, n
     row["tokens"][here] = sample.tokens
     row["text_target"][here] = sample.text_target
     row["segment_ids"][here] = number
-    row["positions"][here] = np.arange(length)
+    row["positions"][here] = sample.positions
+    if branches and sample.branches is not None:
+      row["branches"][here] = sample.branches
     if slots:
       if sample.codes.shape[-1] != shape.depth:
         raise ValueError(f"codes have {sample.codes.shape[-1]} depths, the model {shape.depth}")

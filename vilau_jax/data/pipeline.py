@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from vilau_jax.data import media, packing, sequence
+from vilau_jax.data import forms, media, packing, sequence
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer
 
@@ -34,7 +34,7 @@ CACHE_BYTES = 2**30
 
 def lm_dataset(
   data: Mapping[str, Any],
-  settings: sequence.SequenceSettings,
+  settings: forms.SequenceSettings,
   tokenizer: Tokenizer,
   quantizer_depth: int,
   *,
@@ -167,12 +167,12 @@ class Source:
     path: str,
     form: str,
     tokenizer: Tokenizer,
-    settings: sequence.SequenceSettings,
+    settings: forms.SequenceSettings,
     shape: packing.RowShape,
     tower_id: str | None,
   ):
-    if form not in sequence.FORMS:
-      raise ValueError(f"data.mixture: unknown form {form!r} of {path}; known: {sequence.FORMS}")
+    if form not in forms.FORMS:
+      raise ValueError(f"data.mixture: unknown form {form!r} of {path}; known: {forms.FORMS}")
     self.records, self.form = Records(path), form
     self.tokenizer, self.settings = tokenizer, settings
     self.random = settings.is_random(form)
@@ -234,12 +234,14 @@ class PackedRows:
       raise ValueError(f"data.row.window must be at least 1, got {window}")
     self.sources, self.stream, self.shape = sources, stream, shape
     self.window, self.seed = window, seed
+    self.branches = any(source.settings.independent_turns for source in sources)
     self._starts = [0]  # number of rows before each window that was counted
     self._lock = threading.Lock()
     self._plan = functools.lru_cache(maxsize=8)(self._plan_window)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return packing.pack([self._sample(p) for p in self.positions(index)], self.shape)
+    samples = [self._sample(p) for p in self.positions(index)]
+    return packing.pack(samples, self.shape, branches=self.branches)
 
   def positions(self, index: int) -> list[int]:
     """Where in the stream the samples of row `index` stand."""

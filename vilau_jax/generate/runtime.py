@@ -16,7 +16,7 @@ import numpy as np
 
 from vilau_jax import checkpoint
 from vilau_jax.checkpoint import LoadedModel
-from vilau_jax.data import media
+from vilau_jax.data import forms, media
 from vilau_jax.data import sequence as sequences
 from vilau_jax.data.conversation import Visual
 from vilau_jax.data.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class Runtime:
       self.vision = Vision(self.config.tower, self._tower, self.config.dtype)
     if "llm" in self._parts:
       self.engine = Engine(self.config, loaded.variables)
-      self.settings = sequences.SequenceSettings.from_model(self.config)
+      self.settings = forms.SequenceSettings.from_model(self.config)
 
   def variables(self) -> dict[str, Any]:
     """All variables in the layout and dtypes they are saved in."""

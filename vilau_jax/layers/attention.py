@@ -60,11 +60,20 @@ def attend_cache(q: jax.Array, cache: Cache, mask: jax.Array | None = None) -> j
   return jnp.einsum("bkglm,bkmc->blkgc", weights, v).reshape(b, l, h, c)
 
 
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-  """Causal attention within segments: int32 [B, L] -> bool [B, L, L]."""
+def causal_mask(segment_ids: jax.Array, branches: jax.Array | None = None) -> jax.Array:
+  """Causal attention within segments: int32 [B, L] -> bool [B, L, L].
+
+  Args:
+    segment_ids: int32 [B, L].
+    branches: int32 [B, L], or None. A segment may fork behind a common stem (branch 0): its
+      branches 1, 2, .. see the stem and themselves, not each other.
+  """
   length = segment_ids.shape[1]
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  return same & jnp.tril(jnp.ones((length, length), bool))
+  mask = segment_ids[:, :, None] == segment_ids[:, None, :]
+  if branches is not None:
+    keys = branches[:, None, :]
+    mask &= (keys == 0) | (keys == branches[:, :, None])
+  return mask & jnp.tril(jnp.ones((length, length), bool))
 
 
 class MultiHeadAttention(nn.Module):

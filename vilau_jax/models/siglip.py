@@ -102,6 +102,10 @@ class VisionEncoder(nn.Module):
     self.last_layer = SiglipBlock(**fields)
     self.post_norm = LayerNorm(self.config.eps)
     self.head = PoolingHead(**fields)
+    if self.config.pool_positions:
+      shape = (self.config.grid**2, self.config.width)
+      draw = sharding.boxed(nn.initializers.normal(shape[1] ** -0.5), "position", "embed")
+      self.pool_position = self.param("pool_position", draw, shape)
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -112,7 +116,10 @@ class VisionEncoder(nn.Module):
 
   def last_hidden(self, x: jax.Array) -> jax.Array:
     """Last layer and its norm: [B, T, D] -> [B, T, D]."""
-    return self.post_norm(self.last_layer(x.astype(self.dtype))[0])
+    x = x.astype(self.dtype)
+    if self.config.pool_positions:
+      x = x + self.pool_position.astype(self.dtype)
+    return self.post_norm(self.last_layer(x)[0])
 
   def pool(self, x: jax.Array) -> jax.Array:
     """Output of layer depth-1, quantised or not, [B, T, D] -> image embedding [B, D]."""

@@ -156,6 +156,7 @@ class VilaU(nn.Module):
     segment_ids: jax.Array,
     positions: jax.Array,
     codebook: jax.Array | None,
+    branches: jax.Array | None = None,
   ) -> jax.Array:
     """Final hidden states of packed rows; attention is causal and stays inside a segment.
 
@@ -166,12 +167,13 @@ class VilaU(nn.Module):
       segment_ids: int32 [B, L], 0 = padding.
       positions: int32 [B, L], restarting with every segment.
       codebook: float32 [K, E, Z].
+      branches: int32 [B, L], or None; see causal_mask.
 
     Returns:
       [B, L, D]; meaningless on padding.
     """
     x = self.inputs(tokens, codes, visual_position, codebook)
-    return self.llm(x, positions, causal_mask(segment_ids))
+    return self.llm(x, positions, causal_mask(segment_ids, branches))
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]: the token that follows each position."""
@@ -208,7 +210,7 @@ class VilaU(nn.Module):
     positions first.
     """
     rows = ("tokens", "codes", "visual_position", "segment_ids", "positions")
-    hidden = self.hidden(*(batch[k] for k in rows), codebook)
+    hidden = self.hidden(*(batch[k] for k in rows), codebook, batch.get("branches"))
     before = previous(hidden, batch["visual_position"])
     features = self.visual_features(before, batch["codes"], codebook)
     return self.text_logits(hidden), self.code_logits(features)

@@ -115,6 +115,7 @@ def lm() -> ConfigDict:
     max_turns=0,
     shuffle_turns=False,
     caption_turn=False,
+    independent_turns=False,
     threads=8,
     workers=0,
   )

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data import pipeline
+from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.records import Records
-from vilau_jax.data.sequence import SequenceSettings
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
 from vilau_jax.models import quantizer
 from vilau_jax.train import defaults
@@ -68,7 +68,7 @@ class Experiment:
   @property
   def settings(self) -> SequenceSettings:
     """How records become sequences."""
-    names = ("cfg_dropout", "max_turns", "shuffle_turns", "caption_turn")
+    names = ("cfg_dropout", "max_turns", "shuffle_turns", "caption_turn", "independent_turns")
     return SequenceSettings.from_model(self.model, **{n: self.config.data[n] for n in names})
 
 

@@ -124,7 +124,7 @@ class LmStage:
       return apply("code_logits", features)
 
     places = (batch[k] for k in ("visual_position", "segment_ids", "positions"))
-    hidden = apply("hidden", batch["tokens"], codes, *places, codebook)
+    hidden = apply("hidden", batch["tokens"], codes, *places, codebook, batch.get("branches"))
     text = losses.text_cross_entropy(
       lambda h: apply("text_logits", h), hidden, batch["text_target"], weights.text_chunk
     )
