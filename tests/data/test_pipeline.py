@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vilau_jax.data import forms, media, pipeline, records, sequence
-from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer
+from vilau_jax.data.tokenizer import Tokenizer
 
 LLAMA = (
   pathlib.Path(__file__).parents[1] / "golden" / "a" / "checkpoint" / "llm" / "tokenizer.model"
@@ -161,66 +161,3 @@ def test_bad_input_is_refused(root, tmp_path):
   data.mixture = (dict(path=str(tmp_path / "plain"), form="t2i", weight=1.0),)
   with pytest.raises(ValueError, match=r"plain.*no codes: run `vilau tokenize`"):
     dataset(root, data=data)
-
-
-@pytest.fixture(scope="module")
-def tower_tokenizer():
-  return TowerTokenizer(LLAMA, 12, "lower")
-
-
-def tower(root, tokenizer, **kwargs):
-  data = dict(
-    mixture=(
-      dict(path=str(root / "pictures"), weight=3.0),
-      dict(path=str(root / "videos"), weight=1.0),
-    ),
-    **kwargs.pop("data", {}),
-  )
-  arguments = dict(image_size=8, batch_size=8, seed=1, process_index=0, process_count=1)
-  return pipeline.tower_dataset(data, tokenizer, **{**arguments, **kwargs})
-
-
-def test_tower_batches(root, tower_tokenizer):
-  found = tower(root, tower_tokenizer)
-  batch = found[0]
-  assert {n: (a.dtype.name, a.shape) for n, a in batch.items()} == {
-    "image": ("uint8", (8, 8, 8, 3)),
-    "text": ("int32", (8, 12)),
-    "caption_id": ("int32", (8,)),
-  }
-  same(tower(root, tower_tokenizer, data={"cache": False})[5], found[5])
-  halves = [tower(root, tower_tokenizer, process_index=p, process_count=2)[5] for p in (0, 1)]
-  same({n: np.concatenate([h[n] for h in halves]) for n in batch}, found[5])
-  assert set(tower(root, None)[0]) == {"image"}
-  texts, names = [], []
-  for i in range(12):
-    texts += [tuple(t) for t in found[i]["text"]]
-    names += found[i]["caption_id"].tolist()
-  assert len(set(texts)) == len(set(names)) == len(set(zip(texts, names)))
-  # Both frames of a video come up.
-  values = {int(v) for i in range(60) for v in found[i]["image"].mean((1, 2, 3))}
-  assert len(values & {5 * i + 1 for i in range(12)}) > 6
-
-
-def test_augmented_pictures_differ_between_visits(root, tmp_path):
-  wide = np.random.default_rng(0).integers(0, 256, (8, 20, 3), np.uint8)
-  with records.Writer(tmp_path / "wide", "wide") as writer:
-    writer.write({"kind": "pair", "caption": "x", "images": [media.encode_png(wide)]})
-  data = dict(mixture=(dict(path=str(tmp_path / "wide"), weight=1.0),), augment="mix")
-  found = pipeline.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)
-  assert len({image.tobytes() for image in found[0]["image"]}) > 4
-  same(found[2], pipeline.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)[2])
-
-
-def test_tower_records_need_pictures_and_captions(tmp_path, tower_tokenizer):
-  for name, record, problem in (
-    ("a", {"kind": "text", "caption": "x"}, "no pictures"),
-    ("b", {"kind": "pair", "caption": " ", "images": [picture(0)]}, "empty caption"),
-  ):
-    with records.Writer(tmp_path / name, name) as writer:
-      writer.write(record)
-    data = dict(mixture=(dict(path=str(tmp_path / name), weight=1.0),))
-    with pytest.raises(ValueError, match=problem):
-      pipeline.tower_dataset(data, tower_tokenizer, image_size=8, batch_size=1, seed=0)
-  with pytest.raises(ValueError, match=r"data\.augment"):
-    pipeline.tower_dataset({"augment": "flip"}, None, image_size=8, batch_size=1, seed=0)

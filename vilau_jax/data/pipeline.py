@@ -13,7 +13,6 @@ about 80 microseconds a sample, so a run resumed after 100,000 samples thinks fo
 import bisect
 import functools
 import threading
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +21,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from vilau_jax.data import forms, media, packing, sequence
+from vilau_jax.data import forms, packing, sequence
 from vilau_jax.data.records import Records
-from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer
+from vilau_jax.data.tokenizer import Tokenizer
 
 ENDLESS = 2**40
 LIGHT_RECORDS = 200_000  # data sets up to this size keep their records' texts in memory
 HEAVY = ("images", "frames", "codes", "codes_crop", "scene")
-CACHE_BYTES = 2**30
 
 
 def lm_dataset(
@@ -70,61 +68,7 @@ def lm_dataset(
   ]
   stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
   rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed)
-  return _steps(rows.__getitem__, batch_size, process_index, process_count)
-
-
-def tower_dataset(
-  data: Mapping[str, Any],
-  tokenizer: TowerTokenizer | None,
-  *,
-  image_size: int,
-  batch_size: int,
-  seed: int,
-  process_index: int | None = None,
-  process_count: int | None = None,
-) -> grain.MapDataset:
-  """Pictures with captions for the vision tower.
-
-  Args:
-    data: `mixture`, a sequence of dict(path, weight); `augment`, "none" (squeezed to the square) or
-      "mix" (half of them random squares); `cache`, keep decoded pictures in memory, up to 1 GiB
-      (default True).
-    tokenizer: of the tower's text encoder; None leaves out the texts.
-
-  Returns:
-    element i: image uint8 [b,S,S,3]; text int32 [b,length]; caption_id int32 [b], equal for equal
-    captions. Of a video, or of several pictures, one is drawn at every visit.
-
-  Raises:
-    ValueError: for records without pictures, or without captions when a tokenizer is given.
-  """
-  augment = data.get("augment", "none")
-  if augment not in ("none", "mix"):
-    raise ValueError(f"data.augment must be 'none' or 'mix', got {augment!r}")
-  entries = data["mixture"]
-  cache = PictureCache(image_size, CACHE_BYTES if data.get("cache", True) else 0)
-  sources = [Records(entry["path"]) for entry in entries]
-  for source in sources:
-    _check_pictures(source, captions=tokenizer is not None)
-  stream = mixture([range(len(s)) for s in sources], [e["weight"] for e in entries], seed)
-
-  def sample(index: int) -> dict[str, np.ndarray]:
-    which, number = stream[index]
-    rng = np.random.default_rng((seed, index))
-    record = sources[which][number]
-    pictures = record.get("images") or record["frames"]
-    place = int(rng.integers(len(pictures)))
-    if augment == "mix":
-      image = media.random_square(pictures[place], image_size, rng)
-    else:
-      image = cache.get((which, number, place), pictures[place])
-    out = {"image": image}
-    if tokenizer is not None:
-      out["text"] = tokenizer.encode(record["caption"])
-      out["caption_id"] = np.int32(zlib.crc32(record["caption"].strip().lower().encode()) >> 1)
-    return out
-
-  return _steps(sample, batch_size, process_index, process_count)
+  return steps(rows.__getitem__, batch_size, process_index, process_count)
 
 
 def mixture(
@@ -269,24 +213,7 @@ class PackedRows:
     return np.random.default_rng((self.seed, 0, position))
 
 
-class PictureCache:
-  """Decoded square pictures by key, until `limit` bytes are held; then they are decoded anew."""
-
-  def __init__(self, side: int, limit: int):
-    self.side, self.limit, self.held = side, limit, 0
-    self._images: dict[Any, np.ndarray] = {}
-
-  def get(self, key, encoded: bytes) -> np.ndarray:
-    image = self._images.get(key)
-    if image is None:
-      image = media.to_square(encoded, self.side)
-      if self.held + image.nbytes <= self.limit:
-        self._images[key] = image
-        self.held += image.nbytes
-    return image
-
-
-def _steps(
+def steps(
   sample: Callable[[int], dict[str, np.ndarray]],
   batch_size: int,
   process_index: int | None,
@@ -318,11 +245,3 @@ def _check_tower(record: Mapping[str, Any], tower_id: str | None, path) -> None:
       f"{path}: its codes were made by tower {made_by}, the model's tower is {tower_id}: run "
       "`vilau tokenize --model=.. --records=.. --output=..` with this tower"
     )
-
-
-def _check_pictures(records: Records, *, captions: bool) -> None:
-  for record in records:
-    if not (record.get("images") or record.get("frames")):
-      raise ValueError(f"{records.path}: record {record.get('id')!r} has no pictures")
-    if captions and not record.get("caption", "").strip():
-      raise ValueError(f"{records.path}: record {record.get('id')!r} has an empty caption")

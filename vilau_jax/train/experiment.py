@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.data import pipeline
+from vilau_jax.data import pictures, pipeline
 from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
@@ -55,7 +55,7 @@ class Experiment:
     )
     if c.stage == "tower":
       side = self.model.tower.image_size
-      return pipeline.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
+      return pictures.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
     return pipeline.lm_dataset(
       data_of(c),
       self.settings,

@@ -1,0 +1,118 @@
+import pathlib
+
+import numpy as np
+import pytest
+
+from vilau_jax.data import media, pictures, records
+from vilau_jax.data.tokenizer import TowerTokenizer
+
+LLAMA = (
+  pathlib.Path(__file__).parents[1] / "golden" / "a" / "checkpoint" / "llm" / "tokenizer.model"
+)
+
+
+def picture(value, size=(6, 6)):
+  return media.encode_png(np.full((*size, 3), value, np.uint8))
+
+
+def same(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  root = tmp_path_factory.mktemp("pictures")
+  colors = ("red", "green", "blue", "gray", "a very long name of a colour")
+  for name, count, frames in (("pictures", 40, 1), ("videos", 12, 2)):
+    with records.Writer(root / name, name, records_per_shard=16) as writer:
+      for i in range(count):
+        record = {"kind": "pair", "id": f"{name}{i}", "caption": f"{i} {colors[i % 5]}"}
+        record["images" if frames == 1 else "frames"] = [picture(5 * i + f) for f in range(frames)]
+        writer.write(record | ({"n_frames": frames} if frames > 1 else {}))
+  return root
+
+
+@pytest.fixture(scope="module")
+def tower_tokenizer():
+  return TowerTokenizer(LLAMA, 12, "lower")
+
+
+def tower(root, tokenizer, **kwargs):
+  data = dict(
+    mixture=(
+      dict(path=str(root / "pictures"), weight=3.0),
+      dict(path=str(root / "videos"), weight=1.0),
+    ),
+    **kwargs.pop("data", {}),
+  )
+  arguments = dict(image_size=8, batch_size=8, seed=1, process_index=0, process_count=1)
+  return pictures.tower_dataset(data, tokenizer, **{**arguments, **kwargs})
+
+
+def test_tower_batches(root, tower_tokenizer):
+  found = tower(root, tower_tokenizer)
+  batch = found[0]
+  assert {n: (a.dtype.name, a.shape) for n, a in batch.items()} == {
+    "image": ("uint8", (8, 8, 8, 3)),
+    "text": ("int32", (8, 12)),
+    "caption_id": ("int32", (8,)),
+  }
+  same(tower(root, tower_tokenizer, data={"cache": False})[5], found[5])
+  halves = [tower(root, tower_tokenizer, process_index=p, process_count=2)[5] for p in (0, 1)]
+  same({n: np.concatenate([h[n] for h in halves]) for n in batch}, found[5])
+  assert set(tower(root, None)[0]) == {"image"}
+  texts, names = [], []
+  for i in range(12):
+    texts += [tuple(t) for t in found[i]["text"]]
+    names += found[i]["caption_id"].tolist()
+  assert len(set(texts)) == len(set(names)) == len(set(zip(texts, names)))
+  # Both frames of a video come up.
+  values = {int(v) for i in range(60) for v in found[i]["image"].mean((1, 2, 3))}
+  assert len(values & {5 * i + 1 for i in range(12)}) > 6
+
+
+def test_augmented_pictures_differ_between_visits(root, tmp_path):
+  wide = np.random.default_rng(0).integers(0, 256, (8, 20, 3), np.uint8)
+  with records.Writer(tmp_path / "wide", "wide") as writer:
+    writer.write({"kind": "pair", "caption": "x", "images": [media.encode_png(wide)]})
+  data = dict(mixture=(dict(path=str(tmp_path / "wide"), weight=1.0),), augment="mix")
+  found = pictures.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)
+  assert len({image.tobytes() for image in found[0]["image"]}) > 4
+  same(found[2], pictures.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)[2])
+
+
+def test_tower_records_need_pictures_and_captions(tmp_path, tower_tokenizer):
+  for name, record, problem in (
+    ("a", {"kind": "text", "caption": "x"}, "no pictures"),
+    ("b", {"kind": "pair", "caption": " ", "images": [picture(0)]}, "empty caption"),
+  ):
+    with records.Writer(tmp_path / name, name) as writer:
+      writer.write(record)
+    data = dict(mixture=(dict(path=str(tmp_path / name), weight=1.0),))
+    with pytest.raises(ValueError, match=problem):
+      pictures.tower_dataset(data, tower_tokenizer, image_size=8, batch_size=1, seed=0)
+  with pytest.raises(ValueError, match=r"data\.augment"):
+    pictures.tower_dataset({"augment": "flip"}, None, image_size=8, batch_size=1, seed=0)
+
+
+def test_lookalikes_stand_beside_each_other(tmp_path, tower_tokenizer):
+  captions = ["a fox left of a cat", "a cat left of a fox", "two foxes", "a cat left of a cat"]
+  with records.Writer(tmp_path / "scenes", "scenes") as writer:
+    for number, caption in enumerate(captions * 2):
+      writer.write({"kind": "pair", "caption": caption, "images": [picture(20 * number)]})
+  data = dict(mixture=(dict(path=str(tmp_path / "scenes"), weight=1.0),), lookalikes=True)
+  common = dict(image_size=8, batch_size=4, seed=0, process_index=0, process_count=1)
+  found = pictures.tower_dataset(data, tower_tokenizer, **common)
+  names = {tower_tokenizer.encode(caption).tobytes(): caption for caption in captions}
+  mirrored = dict(zip(captions[:2], captions[1::-1]))
+  seen = set()
+  for step in range(12):
+    shown = [names[text.tobytes()] for text in found[step]["text"]]
+    for first, second in zip(shown[::2], shown[1::2]):
+      if first in mirrored:
+        assert second == mirrored[first]
+        seen.add(first)
+  assert seen == set(mirrored)
+  same(found[7], pictures.tower_dataset(data, tower_tokenizer, **common)[7])

@@ -1,0 +1,125 @@
+"""Batches for the tower: pictures with captions, from a weighted mixture of records."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from vilau_jax.data import media
+from vilau_jax.data.pipeline import mixture, steps
+from vilau_jax.data.records import Records
+from vilau_jax.data.tokenizer import TowerTokenizer
+
+CACHE_BYTES = 2**30
+
+
+def tower_dataset(
+  data: Mapping[str, Any],
+  tokenizer: TowerTokenizer | None,
+  *,
+  image_size: int,
+  batch_size: int,
+  seed: int,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> grain.MapDataset:
+  """Pictures with captions for the vision tower.
+
+  Args:
+    data: `mixture`, a sequence of dict(path, weight); `augment`, "none" (squeezed to the square) or
+      "mix" (half of them random squares); `cache`, keep decoded pictures in memory, up to 1 GiB
+      (default True); `lookalikes`, extension: every second sample is, where there is one, a caption
+      of the same words in another order as the one before it. In a small batch nothing else asks
+      the contrastive loss to tell left from right.
+    tokenizer: of the tower's text encoder; None leaves out the texts.
+
+  Returns:
+    element i: image uint8 [b,S,S,3]; text int32 [b,length]; caption_id int32 [b], equal for equal
+    captions. Of a video, or of several pictures, one is drawn at every visit.
+
+  Raises:
+    ValueError: for records without pictures, or without captions when a tokenizer is given.
+  """
+  augment = data.get("augment", "none")
+  if augment not in ("none", "mix"):
+    raise ValueError(f"data.augment must be 'none' or 'mix', got {augment!r}")
+  entries = data["mixture"]
+  cache = PictureCache(image_size, CACHE_BYTES if data.get("cache", True) else 0)
+  sources = [Records(entry["path"]) for entry in entries]
+  for source in sources:
+    _check_pictures(source, captions=tokenizer is not None)
+  stream = mixture([range(len(s)) for s in sources], [e["weight"] for e in entries], seed)
+  groups = [Lookalikes(source) for source in sources] if data.get("lookalikes") else []
+
+  def sample(index: int) -> dict[str, np.ndarray]:
+    which, number = stream[index]
+    rng = np.random.default_rng((seed, index))
+    if groups and index % 2:
+      before, model = stream[index - 1]
+      found = groups[before].of(model)
+      if len(found):
+        which, number = before, int(rng.choice(found))
+    record = sources[which][number]
+    pictures = record.get("images") or record["frames"]
+    place = int(rng.integers(len(pictures)))
+    if augment == "mix":
+      image = media.random_square(pictures[place], image_size, rng)
+    else:
+      image = cache.get((which, number, place), pictures[place])
+    out = {"image": image}
+    if tokenizer is not None:
+      out["text"] = tokenizer.encode(record["caption"])
+      out["caption_id"] = np.int32(zlib.crc32(record["caption"].strip().lower().encode()) >> 1)
+    return out
+
+  return steps(sample, batch_size, process_index, process_count)
+
+
+class Lookalikes:
+  """Records whose captions have the same words in another order (a bus left of a crab, a crab left
+  of a bus): hard negatives of the contrastive loss.
+
+  Args:
+    records: read once.
+  """
+
+  def __init__(self, records: Records):
+    self._captions = [record.get("caption", "").strip().lower() for record in records]
+    self._groups: dict[str, list[int]] = {}
+    for number, caption in enumerate(self._captions):
+      self._groups.setdefault(self._words(caption), []).append(number)
+
+  def of(self, number: int) -> list[int]:
+    """Numbers of the lookalikes of a record."""
+    own = self._captions[number]
+    return [n for n in self._groups[self._words(own)] if self._captions[n] != own]
+
+  def _words(self, caption: str) -> str:
+    return " ".join(sorted(caption.split()))
+
+
+class PictureCache:
+  """Decoded square pictures by key, until `limit` bytes are held; then they are decoded anew."""
+
+  def __init__(self, side: int, limit: int):
+    self.side, self.limit, self.held = side, limit, 0
+    self._images: dict[Any, np.ndarray] = {}
+
+  def get(self, key, encoded: bytes) -> np.ndarray:
+    image = self._images.get(key)
+    if image is None:
+      image = media.to_square(encoded, self.side)
+      if self.held + image.nbytes <= self.limit:
+        self._images[key] = image
+        self.held += image.nbytes
+    return image
+
+
+def _check_pictures(records: Records, *, captions: bool) -> None:
+  for record in records:
+    if not (record.get("images") or record.get("frames")):
+      raise ValueError(f"{records.path}: record {record.get('id')!r} has no pictures")
+    if captions and not record.get("caption", "").strip():
+      raise ValueError(f"{records.path}: record {record.get('id')!r} has an empty caption")
