@@ -30,9 +30,10 @@ def get_config(arg=""):
     dict(path=VIDEOS, form="v2t", weight=0.05),
     dict(path=VQA, form="i2t", weight=0.2),
   )
-  c.data.row = dict(length=256, slots=200, targets=128, window=512)
+  c.data.row = dict(length=256, slots=200, targets=100, window=512)
   c.data.cfg_dropout = 0.1
-  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
+  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 0, True, True
+  c.data.independent_turns = True
   c.data.threads = 1
   c.ckpt = dict(every=4 if arg == "smoke" else 50, keep=1, keep_every=0)
   c.log = dict(every=2 if arg == "smoke" else 10, samples_every=0, prompts=())

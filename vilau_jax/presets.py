@@ -55,11 +55,11 @@ def _presets() -> dict[str, VilaUConfig]:
   )
   quickstart_tower = TowerConfig(
     vision=VisionConfig(image_size=60, patch_size=12, width=128, hidden=512, depth=4, heads=4),
-    text=TextConfig(vocab_size=0, length=24, width=128, hidden=256, depth=2, heads=4),
+    text=TextConfig(vocab_size=0, length=16, width=128, hidden=256, depth=2, heads=4),
     quantizer=QuantizerConfig(4, 256, 128, restart_threshold=0.1, restart_draw="error"),
     decoder=CnnConfig(
-      channels=32, multipliers=(1, 2, 4), blocks=0, latent_channels=128, resolution=60,
-      attention_resolutions=(), groups=16, pixel_shuffle=3,
+      channels=64, multipliers=(1, 2), blocks=0, latent_channels=128, resolution=60,
+      attention_resolutions=(), groups=16, pixel_shuffle=6,
     ),
   )  # fmt: skip
   quickstart = VilaUConfig(

@@ -95,24 +95,3 @@ def test_tower_records_need_pictures_and_captions(tmp_path, tower_tokenizer):
       pictures.tower_dataset(data, tower_tokenizer, image_size=8, batch_size=1, seed=0)
   with pytest.raises(ValueError, match=r"data\.augment"):
     pictures.tower_dataset({"augment": "flip"}, None, image_size=8, batch_size=1, seed=0)
-
-
-def test_lookalikes_stand_beside_each_other(tmp_path, tower_tokenizer):
-  captions = ["a fox left of a cat", "a cat left of a fox", "two foxes", "a cat left of a cat"]
-  with records.Writer(tmp_path / "scenes", "scenes") as writer:
-    for number, caption in enumerate(captions * 2):
-      writer.write({"kind": "pair", "caption": caption, "images": [picture(20 * number)]})
-  data = dict(mixture=(dict(path=str(tmp_path / "scenes"), weight=1.0),), lookalikes=True)
-  common = dict(image_size=8, batch_size=4, seed=0, process_index=0, process_count=1)
-  found = pictures.tower_dataset(data, tower_tokenizer, **common)
-  names = {tower_tokenizer.encode(caption).tobytes(): caption for caption in captions}
-  mirrored = dict(zip(captions[:2], captions[1::-1]))
-  seen = set()
-  for step in range(12):
-    shown = [names[text.tobytes()] for text in found[step]["text"]]
-    for first, second in zip(shown[::2], shown[1::2]):
-      if first in mirrored:
-        assert second == mirrored[first]
-        seen.add(first)
-  assert seen == set(mirrored)
-  same(found[7], pictures.tower_dataset(data, tower_tokenizer, **common)[7])

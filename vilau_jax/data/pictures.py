@@ -30,9 +30,7 @@ def tower_dataset(
   Args:
     data: `mixture`, a sequence of dict(path, weight); `augment`, "none" (squeezed to the square) or
       "mix" (half of them random squares); `cache`, keep decoded pictures in memory, up to 1 GiB
-      (default True); `lookalikes`, extension: every second sample is, where there is one, a caption
-      of the same words in another order as the one before it. In a small batch nothing else asks
-      the contrastive loss to tell left from right.
+      (default True).
     tokenizer: of the tower's text encoder; None leaves out the texts.
 
   Returns:
@@ -51,16 +49,10 @@ def tower_dataset(
   for source in sources:
     _check_pictures(source, captions=tokenizer is not None)
   stream = mixture([range(len(s)) for s in sources], [e["weight"] for e in entries], seed)
-  groups = [Lookalikes(source) for source in sources] if data.get("lookalikes") else []
 
   def sample(index: int) -> dict[str, np.ndarray]:
     which, number = stream[index]
     rng = np.random.default_rng((seed, index))
-    if groups and index % 2:
-      before, model = stream[index - 1]
-      found = groups[before].of(model)
-      if len(found):
-        which, number = before, int(rng.choice(found))
     record = sources[which][number]
     pictures = record.get("images") or record["frames"]
     place = int(rng.integers(len(pictures)))
@@ -75,29 +67,6 @@ def tower_dataset(
     return out
 
   return steps(sample, batch_size, process_index, process_count)
-
-
-class Lookalikes:
-  """Records whose captions have the same words in another order (a bus left of a crab, a crab left
-  of a bus): hard negatives of the contrastive loss.
-
-  Args:
-    records: read once.
-  """
-
-  def __init__(self, records: Records):
-    self._captions = [record.get("caption", "").strip().lower() for record in records]
-    self._groups: dict[str, list[int]] = {}
-    for number, caption in enumerate(self._captions):
-      self._groups.setdefault(self._words(caption), []).append(number)
-
-  def of(self, number: int) -> list[int]:
-    """Numbers of the lookalikes of a record."""
-    own = self._captions[number]
-    return [n for n in self._groups[self._words(own)] if self._captions[n] != own]
-
-  def _words(self, caption: str) -> str:
-    return " ".join(sorted(caption.split()))
 
 
 class PictureCache:

@@ -84,7 +84,6 @@ def tower() -> ConfigDict:
     tokenizer_size=0,  # > 0: without a file, one of so many pieces is trained on the records
     canon="lower",
     augment="mix",
-    lookalikes=False,  # extension: batches hold captions of the same words in another order
     threads=8,
     workers=0,
   )
