@@ -17,7 +17,7 @@ def get_config(arg=""):
   c.init_from = dict(whole=c.get_ref("runs") + "/lm")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 150, "smoke": 8, "long": 600})
+  c.steps = defaults.pick(arg, {"": 60, "smoke": 8, "long": 600})
   c.batch_size = 12
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.optim.update(dict(peak_lr=2e-4, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))
@@ -32,7 +32,7 @@ def get_config(arg=""):
   )
   c.data.row = dict(length=256, slots=200, targets=100, window=512)
   c.data.cfg_dropout = 0.1
-  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 0, True, True
+  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
   c.data.independent_turns = True
   c.data.threads = 1
   c.ckpt = dict(every=4 if arg == "smoke" else 50, keep=1, keep_every=0)
