@@ -5,15 +5,18 @@ holds config.json, checkpoints/STEP/{params,opt,collections,config}, which is wh
 frozen/, which is written once. `load_model` reads both.
 """
 
+import asyncio
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -39,6 +42,45 @@ class LoadedModel:
   path: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+  """A variable that `save_model` writes part by part, so that it is never whole in memory.
+
+  Attributes:
+    shape, dtype: of the whole array.
+    parts: called once; yields (index on the first axis, array), or one (None, whole array).
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  parts: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+  """A variable on disk that is read when it is asked for; see `open_arrays`."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  store: Any  # tensorstore.TensorStore
+
+  def read(self) -> np.ndarray:
+    """All of it."""
+    return self.store.read().result()
+
+  def rows(self) -> Iterator[np.ndarray]:
+    """array[0], array[1], ...; one at a time in memory where it was written so."""
+    if self.store.chunk_layout.read_chunk.shape[0] == 1:
+      for i in range(self.shape[0]):
+        yield self.store[i].read().result()
+    else:
+      yield from self.read()
+
+
 def save_model(
   path: _Path,
   config: VilaUConfig,
@@ -47,6 +89,8 @@ def save_model(
   tower_tokenizer: _Path | None = None,
 ) -> None:
   """Writes a model directory; config.json comes last, so a directory that has it is complete.
+
+  Leaves of `variables` are arrays, or all of them are Streamed.
 
   Raises:
     FileExistsError: if `path` already holds a model or a workdir.
@@ -254,9 +298,49 @@ def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
   return traverse_util.unflatten_dict(_read(wanted))
 
 
+def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
+  """The variables of a model directory or workdir, without reading them."""
+  arrays = {}
+  for key, (directory, inside, leaf) in _index(epath.Path(path)).items():
+    base = {"driver": "file", "path": f"{directory}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
+    opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
+    arrays[key] = StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), opened)
+  return arrays
+
+
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
+  if any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
+    handlers = ocp.type_handlers.create_type_handler_registry(
+      (Streamed, _StreamedHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+    return
   with ocp.StandardCheckpointer() as writer:
     writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+
+
+class _StreamedHandler(ocp.type_handlers.NumpyHandler):
+  """Writes Streamed leaves so that they are read as arrays: one leaf, and one part of it, at a
+  time; the parts are the chunks on disk."""
+
+  def __init__(self):
+    super().__init__(deepcopy_host_arrays=False)
+    self._one = asyncio.Semaphore(1)
+
+  async def _open_and_write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
+    async with self._one:
+      parts = value.parts()
+      index, part = next(parts)
+      chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
+      tspec.get("base", tspec)["metadata"]["chunks"] = chunks
+      spec = tensorstore.Spec(tspec)
+      store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
+      while part is not None:
+        await (store if index is None else store[index]).write(part)
+        index, part = next(parts, (None, None))
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:
