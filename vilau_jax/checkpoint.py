@@ -8,17 +8,20 @@ frozen/, which is written once. `load_model` reads both.
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vilau_jax.config import VilaUConfig
+from vilau_jax.streaming import StoredArray, Streamed
 
 FORMAT_VERSION = 1
 TOKENIZER, TOWER_TOKENIZER = "tokenizer.model", "tower_tokenizer.model"
@@ -47,6 +50,8 @@ def save_model(
   tower_tokenizer: _Path | None = None,
 ) -> None:
   """Writes a model directory; config.json comes last, so a directory that has it is complete.
+
+  Leaves of `variables` are arrays, or all of them are Streamed.
 
   Raises:
     FileExistsError: if `path` already holds a model or a workdir.
@@ -254,9 +259,73 @@ def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
   return traverse_util.unflatten_dict(_read(wanted))
 
 
+def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
+  """The variables of a model directory or workdir, without reading them."""
+  arrays = {}
+  for key, (directory, inside, leaf) in _index(epath.Path(path)).items():
+    base = {"driver": "file", "path": f"{directory}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
+    opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
+    arrays[key] = StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), opened)
+  return arrays
+
+
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+  if not any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
+    with ocp.StandardCheckpointer() as writer:
+      writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+    return
+  streamed = _StreamedHandler()
+  handlers = ocp.type_handlers.create_type_handler_registry(
+    (Streamed, streamed), (jax.Array, ocp.type_handlers.ArrayHandler())
+  )
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+  try:
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+  finally:
+    streamed.stop()
+
+
+class _StreamedHandler(ocp.type_handlers.NumpyHandler):
+  """Writes Streamed leaves so that they are read as arrays: one leaf, and one part of it, at a
+  time; the parts are the chunks on disk. It blocks instead of waiting, which keeps the leaves in
+  order. orbax would print a failure's traceback, so it is kept for `stop` to raise."""
+
+  def __init__(self):
+    super().__init__(deepcopy_host_arrays=False)
+    self._error: Exception | None = None
+    self._stopped, self._writing = False, threading.Lock()
+
+  def stop(self) -> None:
+    """Waits for the part under way, writes no more, and raises what went wrong."""
+    self._stopped = True
+    with self._writing:
+      if self._error is not None:
+        raise self._error
+
+  async def _open_and_write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
+    with self._writing:
+      try:
+        if self._error is None:
+          self._write(value, tspec, ts_context)
+      except Exception as error:
+        self._error = error
+
+  def _write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
+    store = None
+    for index, part in value.parts():
+      if self._stopped:
+        return
+      try:
+        if store is None:
+          chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
+          tspec.get("base", tspec)["metadata"]["chunks"] = chunks
+          spec = tensorstore.Spec(tspec)
+          store = tensorstore.open(spec, create=True, open=True, context=ts_context).result()
+        (store if index is None else store[index]).write(part).result()
+      except ValueError as error:  # tensorstore's for a full disk, no permission, ...
+        raise OSError(str(error)[-300:]) from error
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:
