@@ -19,7 +19,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["vilau_jax", "vilau_jax.*"]),
-  package_data={"vilau_jax": ["data/assets/*"]},
+  package_data={"vilau_jax": ["data/assets/*", "evaluate/paper.json"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
