@@ -109,11 +109,12 @@ def _stamp(task: Task, options: Options, requests: Sequence[Request], model) -> 
 
 
 def data_hash(task: Task, requests: Sequence[Request]) -> str:
-  """Of the annotation files and of all ids in their order."""
+  """Of the annotation files, of all ids in their order, and of the sizes of pictures in folders."""
   digest = hashlib.sha256()
   for path in task.sources:
     digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-  digest.update("\n".join(request.id for request in requests).encode())
+  for request in requests:
+    digest.update(f"{request.id} {getattr(request.content, 'fingerprint', '')}\n".encode())
   return digest.hexdigest()
 
 
