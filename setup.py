@@ -6,7 +6,16 @@ import setuptools
 
 EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
-  "parity": ["torch>=2.5", "transformers>=4.50"],
+  "parity": [
+    "torch>=2.5",
+    "transformers>=4.50",
+    "pytorch-fid>=0.3",
+    "clean-fid>=0.1.35",
+    "torch-fidelity>=0.4",
+    "scipy<1.18",
+  ],
+  "eval": ["clip-benchmark>=1.6"],
+  "lmms": ["lmms-eval>=0.7.3"],
   "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
 EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
@@ -44,5 +53,8 @@ setuptools.setup(
     "tensorflow-datasets>=4.9.9",
   ],
   extras_require=EXTRAS,
-  entry_points={"console_scripts": ["vilau = vilau_jax.cli.main:main"]},
+  entry_points={
+    "console_scripts": ["vilau = vilau_jax.cli.main:main"],
+    "lmms_eval.models": ["vilau_jax = vilau_jax.evaluate.lmms_eval:manifests"],
+  },
 )

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vilau_jax.cli import compile_cache
-from vilau_jax.evaluate.catalogue import TASKS
+from vilau_jax.evaluate.catalogue import TASKS, WITHOUT_DATA
 from vilau_jax.evaluate.judge import JudgeSettings
 from vilau_jax.evaluate.task import Options
 
@@ -37,7 +37,7 @@ def _number(name: str, default: int | None, words: str):
 
 
 _MODEL = _text("model", "model directory or training workdir")
-_DATA = _text("data", "the benchmark's directory (required)")
+_DATA = _text("data", "the benchmark's directory (required but for easy-vqa)")
 _OUTPUT = _text("output", "where predictions and scores go (required)")
 _PREDICTIONS = _text("predictions", "score this file of answers, without a model")
 _JUDGE_URL = _text("judge_url", "judges: base URL of an OpenAI-compatible server")
@@ -94,7 +94,8 @@ def main(argv: list[str]) -> int:
     return report()
   if not _PREDICTIONS.value or name == "quickstart":
     _need(_MODEL)
-  _need(_DATA)
+  if name not in WITHOUT_DATA:
+    _need(_DATA)
   _need(_OUTPUT)
   compile_cache.use_compile_cache()
   return quickstart() if name == "quickstart" else benchmark(name)

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import pathlib
 
 from vilau_jax.evaluate.task import Options, Task
@@ -31,15 +32,25 @@ TASKS = {
 }  # fmt: skip
 
 
-def create(name: str, data: pathlib.Path, options: Options) -> Task:
+WITHOUT_DATA = ("easy-vqa",)  # they find their own
+
+
+def create(name: str, data: str | os.PathLike | None, options: Options) -> Task:
   """The task `name`.
 
   Raises:
-    ValueError: for an unknown name (suggests the nearest), or options the task can't use.
+    ValueError: for an unknown name (suggests the nearest), data that is not there, or options the
+      task can't use.
   """
   if name not in TASKS:
     near = difflib.get_close_matches(name, TASKS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown task {name!r}{hint}; tasks: {', '.join(TASKS)}")
+  if data is None and name not in WITHOUT_DATA:
+    raise ValueError(f"{name} needs --data=DIR, the benchmark's directory")
+  if data is not None and not pathlib.Path(data).exists():
+    raise ValueError(f"no data at {data}")
   module, cls, _ = TASKS[name]
-  return getattr(importlib.import_module(f"vilau_jax.evaluate.{module}"), cls)(data, options)
+  return getattr(importlib.import_module(f"vilau_jax.evaluate.{module}"), cls)(
+    None if data is None else pathlib.Path(data), options
+  )

@@ -75,7 +75,8 @@ def _tfds(root: pathlib.Path, split: str, labelled: bool) -> list[Picture]:
   for feature in ("image", "label") if labelled else ("image",):
     if feature not in builder.info.features:
       raise ValueError(f"{root} has no feature {feature!r}, but {list(builder.info.features)}")
-  source = builder.as_data_source(split=name)
+  # Undecoded: the labels are read now, each picture when it is wanted.
+  source = builder.as_data_source(split=name, decoders={"image": tfds.decode.SkipDecoding()})
   pictures = []
   for i in range(len(source)):
     label = int(source[i]["label"]) if labelled else None

@@ -26,7 +26,7 @@ CHUNK = 4  # batches between two writes
 def run(
   name: str,
   *,
-  data: str | os.PathLike,
+  data: str | os.PathLike | None,
   output: str | os.PathLike,
   model: str | os.PathLike | api.VilaU | None = None,
   predictions: str | os.PathLike | None = None,
@@ -37,7 +37,7 @@ def run(
 
   Args:
     name: of the task, see catalogue.TASKS.
-    data: the benchmark's directory.
+    data: the benchmark's directory; None for those that bring their own.
     output: run.json, predictions.jsonl and scores.json go there.
     model: a loaded model, or its directory.
     predictions: a file of answers to score instead of asking a model.
@@ -50,9 +50,7 @@ def run(
   Raises:
     ValueError: for bad data, predictions that don't fit, or an output that holds another run.
   """
-  data, output, options = pathlib.Path(data), pathlib.Path(output), options or Options()
-  if not data.exists():
-    raise ValueError(f"no data at {data}")
+  output, options = pathlib.Path(output), options or Options()
   task = catalogue.create(name, data, options)
   requests = task.requests()
   if options.limit:
