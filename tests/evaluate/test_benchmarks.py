@@ -99,6 +99,16 @@ def test_textvqa_scores(tmp_path):
   assert result["metrics"]["accuracy"] == pytest.approx(100 * 1.6 / 3)
 
 
+def test_textvqa_answers_in_llavas_form(tmp_path):
+  ending = "\nAnswer the question using a single word or phrase."
+  rows = [{"question_id": f"im{i}", "text": "nokia", "prompt": f"what is the brand {i}?" + ending}
+          for i in range(2)]  # fmt: skip
+  path = tmp_path / "merge.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  result = runner.run("textvqa", data=data("textvqa"), output=tmp_path / "o", predictions=path)
+  assert result["metrics"]["accuracy"] == pytest.approx(200 / 3) and result["missing"] == 1
+
+
 def test_textvqa_prompts_with_ocr():
   from vilau_jax.evaluate.benchmarks.textvqa import Textvqa
 

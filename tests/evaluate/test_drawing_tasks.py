@@ -57,6 +57,9 @@ def test_mjhq(tmp_path):
   drawn = np.stack([np.asarray(PIL.Image.open(tmp_path / row["file"])) for row in rows])
   want = model().generate_images([row["prompt"] for row in rows], seed=5)
   np.testing.assert_array_equal(drawn, want)
+  run("mjhq-30k", mjhq(), tmp_path / "one", seed=5, batch_size=1)
+  for row in rows:  # batches change nothing
+    assert (tmp_path / "one" / row["file"]).read_bytes() == (tmp_path / row["file"]).read_bytes()
   true = [media.open_image(mjhq() / ("animals", "food")[i % 2] / f"{i:02x}.jpg") for i in range(4)]
   network, sides = load_inception(weights()), []
   for pictures in (true, drawn):
@@ -76,6 +79,13 @@ def test_mjhq_without_weights_is_an_export(tmp_path):
   assert len(list((tmp_path / "images").rglob("*.png"))) == 4
   with pytest.raises(ValueError, match="no reference picture animals/00"):
     run("mjhq-30k", mjhq(), tmp_path, inception=weights(), reference=str(tmp_path))
+
+
+def test_drawings_are_not_scored_from_files_of_answers(tmp_path):
+  (tmp_path / "answers.jsonl").write_text('{"id": "00", "answer": "x"}\n')
+  with pytest.raises(ValueError, match="mjhq-30k can't be scored from a file of answers"):
+    runner.run("mjhq-30k", data=mjhq(), output=tmp_path / "o",
+               predictions=tmp_path / "answers.jsonl")  # fmt: skip
 
 
 def test_guidance_sweep(tmp_path):

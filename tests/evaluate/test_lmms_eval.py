@@ -96,8 +96,8 @@ def test_stop_words_are_ignored_unless_asked_for():
 
 def test_losses_are_mean_losses_of_tokens():
   docs = [{"image": pictures()[0], "answer": "a dog"}]
-  requests = [request("what is it?", " a cat", visual, 0, "t", "test"),
-              request("what is it?", lambda doc: doc["answer"], visual, 0, "t", "test")]  # fmt: skip
+  requests = [request("what is it?", continuation, visual, 0, "t", "test")
+              for continuation in (" a cat", lambda doc: doc["answer"])]  # fmt: skip
   got = harness(docs).losses(requests)
   content = [vilau_jax.Image(pictures()[0]), "what is it?"]
   for (loss, greedy), text in zip(got, ("a cat", "a dog")):

@@ -57,7 +57,7 @@ def run(
     requests = requests[: options.limit]
   began = time.monotonic()
   if predictions is not None:
-    found: Store | Given = Given(predictions, output)
+    found: Store | Given = Given(predictions, output, lambda rows: task.adopt(rows, requests))
     facts = {"predictions": str(predictions)}
     found.check(requests)
   else:

@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vilau_jax.evaluate.parts import replacing
 from vilau_jax.evaluate.task import Request, read_json, read_lines
+
+Adopt = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 class Store:
@@ -120,18 +122,22 @@ class Given:
   Args:
     path: a JSON object a line, or one array. The id may be called id, question_id or questionId,
       the answer answer, text, pred or prediction.
+    directory: the run's.
+    adopt: the task's own reading of rows of another form, rows -> rows; see Textvqa.
 
   Raises:
     ValueError: for rows without either, or two with one id.
   """
 
-  def __init__(self, path: str | os.PathLike, directory: str | os.PathLike):
+  def __init__(
+    self, path: str | os.PathLike, directory: str | os.PathLike, adopt: Adopt = lambda rows: rows
+  ):
     self.path, self.directory = pathlib.Path(path), pathlib.Path(directory)
     self.directory.mkdir(parents=True, exist_ok=True)
     if not self.path.is_file():
       raise ValueError(f"no predictions at {self.path}")
     self.rows: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(_rows(self.path), 1):
+    for number, row in enumerate(adopt(_rows(self.path)), 1):
       name = _first(row, ("id", "question_id", "questionId"), self.path, number)
       answer = _first(row, ("answer", "text", "prediction", "pred"), self.path, number)
       if str(name) in self.rows:

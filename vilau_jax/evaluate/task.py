@@ -126,6 +126,9 @@ class Task(Protocol):
   ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """A row for each request (its id is added), and arrays with a first axis over the requests."""
 
+  def adopt(self, rows: list[dict[str, Any]], requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Given predictions (--predictions) under the ids of the requests."""
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores: ...
 
 

@@ -77,6 +77,9 @@ class GenaiBench:
     )
     return rows, {}
 
+  def adopt(self, rows, requests):
+    raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     folder = found.directory / "images" / MODEL
     if self.options.external_scores is not None:

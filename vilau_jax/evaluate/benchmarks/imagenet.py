@@ -94,6 +94,9 @@ class Imagenet:
           np.save(f, self._embedded)
     return self._embedded
 
+  def adopt(self, rows, requests):
+    raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     best = {r.id: found.rows[r.id]["best"] for r in requests}
     metrics = {

@@ -81,6 +81,9 @@ class Mjhq:
     )
     return rows, {}
 
+  def adopt(self, rows, requests):
+    raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     if self.options.inception is None:
       note = f"no FID: give --inception=FILE, or score {found.directory / 'images'} with clean-fid"

@@ -90,6 +90,9 @@ class Reconstruction:
       parts.append(np.asarray(self._perceptual(*pair))[:count])
     return np.concatenate(parts)
 
+  def adopt(self, rows, requests):
+    raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     metrics = {
       name: mean(found.rows[r.id][name] for r in requests)

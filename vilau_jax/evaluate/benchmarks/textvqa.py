@@ -53,6 +53,10 @@ class Textvqa(Answering):
     rows = by_id(field(read_json(path), "data", str(path)), "image_id", str(path))
     return {name: field(row, "ocr_tokens", str(path)) for name, row in rows.items()}
 
+  def adopt(self, rows, requests):
+    """LLaVA's answers have the picture's id and the prompt instead of the question's id."""
+    return from_llava(rows, requests) if rows and all("prompt" in r for r in rows) else rows
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     marks = []
     for r in requests:

@@ -101,6 +101,9 @@ class Vbench:
     )
     return rows, {}
 
+  def adopt(self, rows, requests):
+    raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     check_folder(found.directory / "videos", [pathlib.Path(r.content.file).name for r in requests])
     if self.options.external_scores is None:
