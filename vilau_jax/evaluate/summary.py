@@ -98,7 +98,8 @@ def _section(folder: str, result: dict[str, Any], directory: pathlib.Path) -> li
 
 
 def _overview(title: str, results, directory: pathlib.Path) -> list[str]:
-  """One chart a table: this directory's results beside the paper's."""
+  """One chart a table: this directory's results beside the paper's; a star marks what can't be
+  compared as it is."""
   names, own, others = [], [], {method: [] for method in paper.OURS}
   for _, result in results:
     entry = paper.tables().get(result["benchmark"])
@@ -106,7 +107,7 @@ def _overview(title: str, results, directory: pathlib.Path) -> list[str]:
       continue
     if entry["main"] == "perception":  # another scale than the rest of its table
       continue
-    names.append(entry["title"])
+    names.append(entry["title"] + "*" * bool(paper.differences(result)))
     own.append(result["metrics"][entry["main"]])
     for method, values in others.items():
       values.append(entry["rows"].get(method, {}).get(entry["main"]))
@@ -114,7 +115,10 @@ def _overview(title: str, results, directory: pathlib.Path) -> list[str]:
     return []
   path = directory / "charts" / f"{_slug(title)}.png"
   bars(path, title, names, {"here": own, **others})
-  return [f"![{title}](charts/{path.name})", ""]
+  lines = [f"![{title}](charts/{path.name})", ""]
+  if any(name.endswith("*") for name in names):
+    lines += ["\\* differs from the paper's protocol as far as known; its section says how.", ""]
+  return lines
 
 
 def bars(

@@ -44,6 +44,8 @@ class Reconstruction:
   def predict(
     self, model, requests: Sequence[Request], directory: pathlib.Path
   ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    if model.config.tower is None:
+      raise ValueError(f"{model.path} has no vision tower to reconstruct with")
     side = model.config.tower.image_size
     crops = []
     for request in requests:
