@@ -15,7 +15,7 @@ EXTRAS = {
     "scipy<1.18",
   ],
   "eval": ["clip-benchmark>=1.6"],
-  "lmms": ["lmms-eval>=0.7.3"],
+  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
   "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
 EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})

@@ -83,7 +83,8 @@ def test_prompts_are_vila_us():
     slots = set(sequence.visual_position.tolist())
     assert len(slots) == case["n_images"] * loaded.config.tower.image_tokens
     text = loaded.tokenizer.decode([t for i, t in enumerate(sequence.tokens) if i not in slots])
-    assert text == case["rendered"].replace("<image>", "")
+    # Text behind a picture is tokenized on its own, with the tokenizer's space in front.
+    assert text == case["rendered"].replace("<image>", " ")
 
 
 def test_stop_words_are_ignored_unless_asked_for():
@@ -190,10 +191,11 @@ def test_one_of_the_harness_tasks_runs_on_the_real_package(tmp_path):
            "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), "--log_samples",
            "--batch_size", "2"]  # fmt: skip
   done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=500)
-  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-  results = json.loads(next((tmp_path / "out").rglob("*_results.json")).read_text())["results"]
+  found = list((tmp_path / "out").rglob("*_results.json"))  # it exits 0 after errors, too
+  assert done.returncode == 0 and found, done.stdout[-3000:] + done.stderr[-3000:]
+  results = json.loads(found[0].read_text())["results"]
   samples = next((tmp_path / "out").rglob("*samples_vilau_pope_local.jsonl")).read_text()
-  said = [json.loads(line)["filtered_resps"][0] for line in samples.splitlines()]
+  said = [json.loads(line)["filtered_resps"] for line in samples.splitlines()]
   ending = "\nAnswer the question using a single word or phrase."
   want = model().generate_text(
     [[vilau_jax.Image(row["image"]), row["question"] + ending] for row in rows], max_new_tokens=4
