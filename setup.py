@@ -18,7 +18,8 @@ EXTRAS = {
   "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
   "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
-EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
+# lmms-eval pins much of what it needs, so it is no part of a developer's environment.
+EXTRAS["dev"] = sorted({name for extra in EXTRAS if extra != "lmms" for name in EXTRAS[extra]})
 
 setuptools.setup(
   name="vilau_jax",

@@ -7,8 +7,10 @@ import threading
 
 import benchmark_files
 import pytest
+from absl import flags
 from judge_server import JudgeServer
 
+from vilau_jax.cli import main as cli
 from vilau_jax.evaluate import judge_prompts, paper, runner
 from vilau_jax.evaluate.judge import Judge, JudgeSettings, Unjudged
 from vilau_jax.evaluate.task import Options
@@ -155,6 +157,27 @@ def test_mmvet_is_judged(tmp_path):
   contents = [body["messages"][0]["content"] for body in server.bodies]
   assert contents[0] == "examples\n\nWhat is x in 0? | -1 <AND> -5 | said v1_0 | "
   assert sum("x in 2" in text for text in contents) == 6
+
+
+def test_judges_as_typed(tmp_path, capsys):
+  benchmark_files.video_qa(tmp_path / "data")
+  (tmp_path / "words.json").write_text(json.dumps(VIDEO_WORDS))
+  answers = [{"id": f"v_{i}", "pred": "said"} for i in range(3)]
+  (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+  flags.FLAGS.unparse_flags()
+  with JudgeServer(yes).running() as server:
+    typed = ["evaluate", "activitynet-qa", f"--predictions={tmp_path}/answers.jsonl",
+             f"--data={tmp_path}/data", f"--output={tmp_path}/out", f"--judge_url={server.url}",
+             "--judge_model=m", f"--judge_prompt={tmp_path}/words.json", "--judge_wait=0.01",
+             "--judge_tries=2"]  # fmt: skip
+    server.dead = True
+    assert cli.run(typed) == 1
+    assert "PARTIAL (the judge gave no verdict on 3 of 3)" in capsys.readouterr().out
+    server.dead = False
+    assert cli.run(typed) == 0
+  flags.FLAGS.mark_as_parsed()
+  printed = capsys.readouterr().out
+  assert "PARTIAL" not in printed and "the judge is m" in printed and "51.6" in printed
 
 
 def test_several_questions_are_under_way_at_once(tmp_path):

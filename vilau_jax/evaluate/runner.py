@@ -63,7 +63,8 @@ def run(
   else:
     model = _loaded(model)
     stamp = _stamp(task, options, requests, model)
-    found, facts = Store(output, stamp), {"model": stamp["model"]}
+    found = Store(output, stamp)
+    facts = {"model": {"path": str(model.path), "id": stamp["model"]}}
     found.check(requests)
     _predict(task, model, requests, found, options.batch_size, progress)
   scores = task.score(requests, found)
@@ -102,7 +103,7 @@ def _stamp(task: Task, options: Options, requests: Sequence[Request], model) -> 
     "seed": options.seed,
     "settings": task.settings,
     "data_sha256": data_hash(task, requests),
-    "model": {"path": str(model.path), "id": model.identity()},
+    "model": model.identity(),  # wherever it lies
   }
 
 
