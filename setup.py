@@ -8,10 +8,20 @@ EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
   "hub": ["huggingface_hub>=0.30"],
   "torch": ["torch>=2.5"],
-  "parity": ["torch>=2.5", "transformers>=4.50"],
+  "parity": [
+    "torch>=2.5",
+    "transformers>=4.50",
+    "pytorch-fid>=0.3",
+    "clean-fid>=0.1.35",
+    "torch-fidelity>=0.4",
+    "scipy<1.18",
+  ],
+  "eval": ["clip-benchmark>=1.6"],
+  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
   "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
-EXTRAS["dev"] = sorted({name for names in EXTRAS.values() for name in names})
+# lmms-eval pins much of what it needs, so it is no part of a developer's environment.
+EXTRAS["dev"] = sorted({name for extra in EXTRAS if extra != "lmms" for name in EXTRAS[extra]})
 
 setuptools.setup(
   name="vilau_jax",
@@ -21,7 +31,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["vilau_jax", "vilau_jax.*"]),
-  package_data={"vilau_jax": ["data/assets/*"]},
+  package_data={"vilau_jax": ["data/assets/*", "evaluate/paper.json"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -48,5 +58,8 @@ setuptools.setup(
     "tensorstore>=0.1.70",
   ],
   extras_require=EXTRAS,
-  entry_points={"console_scripts": ["vilau = vilau_jax.cli.main:main"]},
+  entry_points={
+    "console_scripts": ["vilau = vilau_jax.cli.main:main"],
+    "lmms_eval.models": ["vilau_jax = vilau_jax.evaluate.lmms_eval:manifests"],
+  },
 )

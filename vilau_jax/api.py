@@ -285,8 +285,9 @@ class VilaU:
     ]
     return np.concatenate(parts).reshape(-1, c.grid, c.grid, c.quantizer.depth)
 
-  def decode_codes(self, codes: np.ndarray) -> np.ndarray:
+  def decode_codes(self, codes: np.ndarray, floats: bool = False) -> np.ndarray:
     """Codes [n, h, w, R'] (or [n, T, R']) -> uint8 [n, S, S, 3]; R' < R gives a coarser picture.
+    With `floats` float32 clamped to [-1, 1] instead, for metrics that must not see rounding.
 
     Raises:
       ValueError: for another shape or codes outside of the codebook.
@@ -305,7 +306,7 @@ class VilaU:
       raise ValueError(
         f"codes must lie in 0..{c.quantizer.entries - 1}, got {codes.min()}..{codes.max()}"
       )
-    return self._runtime.vision.decode(codes)
+    return self._runtime.vision.decode(codes, floats=floats)
 
   def embed_images(
     self, images: Sequence[Any] | np.ndarray, geometry: str = "resize"

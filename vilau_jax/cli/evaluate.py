@@ -1,5 +1,12 @@
-"""measure a model
+"""measure a model: every table of the paper, and the quickstart
 
+vilau evaluate TASK --model=DIR --data=DIR --output=DIR
+    predictions.jsonl, scores.json and a table beside the paper's numbers. Interrupted or killed,
+    the same command goes on where it was. Without --model, --predictions=FILE scores given
+    answers. Exit code 1: the scores are partial (a judge is gone, another tool must give scores).
+{tasks}
+vilau evaluate report --output=DIR
+    collects all scores.json below DIR: report.md with tables and PNG charts
 vilau evaluate quickstart --model=DIR --data=DIR --output=DIR [--runs=DIR] [--smoke] [--seed=N]
     every figure of the quickstart on held-out pictures, questions, prompts and videos; writes
     report.html (open it in a browser) and report.json. Interrupted, it goes on where it was.
@@ -12,42 +19,139 @@ from rich.console import Console
 from rich.table import Table
 
 from vilau_jax.cli import compile_cache
+from vilau_jax.evaluate.catalogue import TASKS, WITHOUT_DATA
+from vilau_jax.evaluate.judge import JudgeSettings
+from vilau_jax.evaluate.task import Options
 
-TASKS = ("quickstart",)
+__doc__ = __doc__.format(tasks="".join(f"      {n:<16}{line}\n" for n, (*_, line) in TASKS.items()))
+NAMES = (*TASKS, "report", "quickstart")
+
 
 # Overridable, so that several commands can be imported into one process.
-_MODEL = flags.DEFINE_string(
-  "model", None, "workdir of the last stage, or a model directory (required)", allow_override=True
-)
-_DATA = flags.DEFINE_string(
-  "data", None, "directory that holds emoji/ and easy_vqa/ (required)", allow_override=True
-)
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "where the report goes (required)", allow_override=True
-)
-_RUNS = flags.DEFINE_string(
-  "runs", None, "where tower/, lm/, finetune/ and times.jsonl lie (default: beside the model)",
+def _text(name: str, words: str):
+  return flags.DEFINE_string(name, None, words, allow_override=True)
+
+
+def _number(name: str, default: int | None, words: str):
+  return flags.DEFINE_integer(name, default, words, lower_bound=0, allow_override=True)
+
+
+_MODEL = _text("model", "model directory or training workdir")
+_DATA = _text("data", "the benchmark's directory (required but for easy-vqa)")
+_OUTPUT = _text("output", "where predictions and scores go (required)")
+_PREDICTIONS = _text("predictions", "score this file of answers, without a model")
+_JUDGE_URL = _text("judge_url", "judges: base URL of an OpenAI-compatible server")
+_JUDGE_MODEL = _text("judge_model", "judges: the model's name there")
+_JUDGE_KEY = flags.DEFINE_string(
+  "judge_key_env", "OPENAI_API_KEY", "judges: environment variable with the key",
   allow_override=True,
 )  # fmt: skip
-_SMOKE = flags.DEFINE_bool("smoke", False, "a few samples of everything", allow_override=True)
-_SEED = flags.DEFINE_integer("seed", 0, "same seed, same figures", allow_override=True)
+_JUDGE_TRIES = _number("judge_tries", 6, "judges: tries of one question")
+_JUDGE_TIMEOUT = flags.DEFINE_float(
+  "judge_timeout", 60.0, "judges: seconds of one try", lower_bound=0.01, allow_override=True
+)
+_JUDGE_WAIT = flags.DEFINE_float(
+  "judge_wait", 1.0, "judges: seconds before the second try, then doubled", lower_bound=0.0,
+  allow_override=True,
+)  # fmt: skip
+_RUNS = _text("runs", "quickstart: where tower/, lm/, finetune/ and times.jsonl lie")
+_SMOKE = flags.DEFINE_bool(
+  "smoke", False, "quickstart: a few samples of everything", allow_override=True
+)
+# The flags below are fields of Options under the same names.
+_OPTIONS = (
+  _text("protocol", "whose rules; every task has its own default"),
+  _text("split", "of the data"),
+  _number("limit", 0, "only the first N, 0 = all"),
+  _number("batch_size", 16, "answered or drawn at once"),
+  _number("seed", 0, "same seed, same outputs"),
+  _number("max_new_tokens", None, "longest answer, in tokens"),
+  flags.DEFINE_bool("strict", False, "gqa: refuse missing predictions", allow_override=True),
+  _text("judge_prompt", "file with the words to the judge (default: those of lmms-eval)"),
+  _text("unparsed", "video QA: verdicts that can't be read: drop, or no"),
+  _text("inception", "FID: Inception weights, .pth or .safetensors"),
+  _text("lpips", "reconstruction: LPIPS weights, .safetensors or .npz"),
+  _text("resize", "FID: clean, pytorch_fid or tf1"),
+  _text("classnames", "imagenet: JSON list of the names of the classes"),
+  _text("templates", "imagenet: JSON list of sentences with {}"),
+  _text("reference", "mjhq-30k, cfg-sweep: folder of the reference pictures"),
+  _text("external_scores", "genai-bench, vbench: what their own tools found"),
+  _number("num", None, "vbench: videos a prompt"),
+)
+_SCALES = flags.DEFINE_list(
+  "cfg_scales", [], "mjhq-30k: guidance; cfg-sweep: several", allow_override=True
+)
 
 
 def main(argv: list[str]) -> int:
-  if len(argv) != 1 or argv[0] not in TASKS:
+  if len(argv) != 1 or argv[0] not in NAMES:
     typed = " ".join(argv)
-    near = difflib.get_close_matches(typed, TASKS, n=1)
+    near = difflib.get_close_matches(typed, NAMES, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"give one task of {', '.join(TASKS)}; got {typed!r}{hint}")
-  for flag in (_MODEL, _DATA, _OUTPUT):
-    if not flag.value:
-      raise ValueError(f"--{flag.name}=DIR is missing; see vilau evaluate --help")
-  from vilau_jax.evaluate import quickstart  # flags first: jax and matplotlib take seconds
-
+    raise ValueError(f"give one task of {', '.join(NAMES)}; got {typed!r}{hint}")
+  name = argv[0]
+  if name == "report":
+    return report()
+  if not _PREDICTIONS.value or name == "quickstart":
+    _need(_MODEL)
+  if name not in WITHOUT_DATA:
+    _need(_DATA)
+  _need(_OUTPUT)
   compile_cache.use_compile_cache()
-  result = quickstart.run(
+  return quickstart() if name == "quickstart" else benchmark(name)
+
+
+def _need(flag) -> None:
+  if not flag.value:
+    raise ValueError(f"--{flag.name}=DIR is missing; see vilau evaluate --help")
+
+
+def benchmark(name: str) -> int:
+  from vilau_jax.cli.progress import Bar  # flags first: jax takes seconds
+  from vilau_jax.evaluate import paper, runner
+
+  judge = None
+  if _JUDGE_URL.value:
+    judge = JudgeSettings(
+      _JUDGE_URL.value, _JUDGE_MODEL.value or "", _JUDGE_KEY.value, tries=_JUDGE_TRIES.value,
+      timeout=_JUDGE_TIMEOUT.value, wait=_JUDGE_WAIT.value,
+    )  # fmt: skip
+  given = {flag.name: flag.value for flag in _OPTIONS}
+  options = Options(judge=judge, cfg_scales=tuple(map(float, _SCALES.value)), **given)
+  with Bar("predictions") as bar:
+    result = runner.run(
+      name, data=_DATA.value, output=_OUTPUT.value, model=_MODEL.value,
+      predictions=_PREDICTIONS.value, options=options, progress=bar.update,
+    )  # fmt: skip
+  head, rows = paper.rows(result)
+  partial = f"PARTIAL ({result['partial']}): " if result["partial"] else ""
+  title = f"{partial}{name}, {result['split']}, protocol {result['protocol']}, n = {result['n']}"
+  table = Table(*head, title=title, title_justify="left")
+  for row in rows:
+    table.add_row(*row)
+  Console().print(table)
+  for line in (*paper.differences(result), *result["notes"]):
+    print(f"  note: {line}")
+  print(f"\nscores: {_OUTPUT.value}/scores.json")
+  return 1 if result["partial"] else 0
+
+
+def report() -> int:
+  _need(_OUTPUT)
+  from vilau_jax.evaluate import summary
+
+  path = summary.write(_OUTPUT.value)
+  print(f"report: {path}")
+  return 0
+
+
+def quickstart() -> int:
+  from vilau_jax.evaluate import quickstart as figures  # flags first: jax takes seconds
+
+  given = {flag.name: flag.value for flag in _OPTIONS}
+  result = figures.run(
     _MODEL.value, _DATA.value, _OUTPUT.value,
-    runs_directory=_RUNS.value, seed=_SEED.value, smoke=_SMOKE.value,
+    runs_directory=_RUNS.value, seed=given["seed"], smoke=_SMOKE.value,
   )  # fmt: skip
   show(result.scores)
   print(f"\nreport:  {result.page}\nfigures: {result.figures}")

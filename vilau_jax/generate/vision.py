@@ -41,17 +41,21 @@ class Vision:
     empty = np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)
     return self._run(_encode, images, empty=empty)
 
-  def decode(self, codes: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+  def decode(
+    self, codes: np.ndarray, known: np.ndarray | None = None, floats: bool = False
+  ) -> np.ndarray:
     """Codes [n, T, R'] of the first R' depths -> uint8 [n, S, S, 3], truncated as the reference.
 
     Args:
       codes: R' may be below R: a coarser picture.
       known: bool [n, T]; other positions are drawn from zeros. None knows all.
+      floats: returns float32 clamped to [-1, 1] instead of uint8.
     """
     codes = np.asarray(codes, np.int32)
     known = np.ones(codes.shape[:2], bool) if known is None else known
     s = self.config.image_size
-    return self._run(_decode, codes, known, empty=np.zeros((0, s, s, 3), np.uint8))
+    dtype, program = (np.float32, _decode_floats) if floats else (np.uint8, _decode)
+    return self._run(program, codes, known, empty=np.zeros((0, s, s, 3), dtype))
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded."""
@@ -87,9 +91,18 @@ def _encode(tower: Tower, variables, images):
 
 @_compiled
 def _decode(tower: Tower, variables, codes, known):
+  return to_uint8(_pixels(tower, variables, codes, known))
+
+
+@_compiled
+def _decode_floats(tower: Tower, variables, codes, known):
+  return jnp.clip(_pixels(tower, variables, codes, known).astype(jnp.float32), -1, 1)
+
+
+def _pixels(tower: Tower, variables, codes, known) -> jax.Array:
   z = quantizer.embed(variables["quantizer"]["codebook"], codes)
   z = jnp.where(known[..., None], z, 0)
-  return to_uint8(tower.apply(variables, z, method="decode"))
+  return tower.apply(variables, z, method="decode")
 
 
 @_compiled
