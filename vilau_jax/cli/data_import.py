@@ -21,6 +21,7 @@ a runner of Apache Beam (pip install 'vilau_jax[beam]'), what follows -- are its
 """
 
 import difflib
+import importlib
 import inspect
 import os
 import time
@@ -113,7 +114,7 @@ def main(argv: list[str]) -> int:
 
 def _import(name: str, options: list[str], progress) -> dict[str, int]:
   plan = PLANS[name][1]
-  module = __import__(f"vilau_jax.data.formats.{PLANS[name][0]}", fromlist=[plan])
+  module = importlib.import_module(f"vilau_jax.data.formats.{PLANS[name][0]}")
   makes = getattr(module, plan)
   accepted = inspect.signature(makes).parameters
   given = {}
