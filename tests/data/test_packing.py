@@ -98,3 +98,22 @@ def test_what_does_not_fit_is_refused():
     packing.pack([sequence_of((5, 2, 0), rng)], RowShape(8, 4, 4, 3))
   with pytest.raises(ValueError, match="targets <= slots <= length"):
     RowShape(8, 9, 4, 2)
+
+
+@pytest.mark.parametrize("length", [4096, 8192])
+def test_rows_of_the_papers_mixture_are_full(length):
+  """At least 95 % of the positions, with the published lengths and numbers of samples (256 px)."""
+  mean = np.array([316, 1724, 506, 2168])  # [text, image], MMC4, [image, text], [text, video]
+  slots = np.array([256, 1024, 256, 2048])
+  drawn = np.array([True, False, False, True])
+  share = np.array([15, 6, 1.2, 1])
+  rng = np.random.default_rng(0)
+  which = rng.choice(4, 512 * 20, p=share / share.sum())
+  texts = rng.gamma(4.0, (mean - slots)[which] / 4.0).astype(int).clip(20, 1800)
+  sizes = np.stack([slots[which] + texts, slots[which], slots[which] * drawn[which]], -1)
+  shape = RowShape(length, length, length, 4)
+  used = rows = 0
+  for window in sizes.reshape(-1, 512, 3):
+    planned = packing.plan(window, shape)
+    used, rows = used + window[:, 0].sum(), rows + len(planned)
+  assert used / (rows * length) >= 0.95

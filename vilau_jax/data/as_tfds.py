@@ -13,8 +13,8 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
   """Writes DIRECTORY/tfds: links to the shards, and TFDS's own description of them.
 
   `tfds.builder_from_directory(DIRECTORY/tfds).as_data_source("train")` then gives the records, and
-  needs no TensorFlow for ArrayRecord. Texts and encoded pictures are bytes there. A feature that
-  some records lack is a list, empty for them.
+  needs no TensorFlow for ArrayRecord. Texts and encoded pictures are bytes there. Features that some
+  records lack are left out: TFDS has no such thing.
 
   Raises:
     ValueError: if directory holds no finished import.
@@ -34,9 +34,7 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
     link.unlink(missing_ok=True)
     link.symlink_to(pathlib.Path("..") / shard["file"])
   whole = {name for name, count in content["features"].items() if count == content["records"]}
-  features = tfds.features.FeaturesDict(
-    {name: _feature(name, name in whole) for name in content["features"]}
-  )
+  features = tfds.features.FeaturesDict({name: _feature(name) for name in sorted(whole)})
   features.save_config(folder)
   described = {
     "name": root_name(root),
@@ -62,7 +60,7 @@ def root_name(root: pathlib.Path) -> str:
   return name if name[:1].isalpha() else f"d{name}"
 
 
-def _feature(name: str, whole: bool):
+def _feature(name: str):
   import numpy as np
   import tensorflow_datasets as tfds
 
@@ -70,4 +68,4 @@ def _feature(name: str, whole: bool):
   types = {"int": np.int64, "float": np.float32}
   one = next((types[k] for k in types if kind.startswith(k)), None)
   feature = tfds.features.Text() if one is None else tfds.features.Scalar(one)
-  return feature if whole and not kind.endswith("s") else tfds.features.Sequence(feature)
+  return feature if not kind.endswith("s") else tfds.features.Sequence(feature)

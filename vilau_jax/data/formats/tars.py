@@ -45,20 +45,15 @@ def samples(path: epath.Path) -> Iterator[Sample | Reject]:
 
 def _grouped(path: epath.Path, archive: tarfile.TarFile) -> Iterator[Sample | Reject]:
   current: Sample | None = None
-  while True:
+  problem, member = "", None
+  while not problem:
     try:
-      member = archive.next()
-      if member is None:
+      if (member := archive.next()) is None:
         break
       data = archive.extractfile(member).read() if member.isfile() else None
-      if data is not None and len(data) != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut off")
     except (tarfile.TarError, EOFError, OSError) as error:
-      # The other half of the current sample may be what is missing.
-      key = current.key if current is not None else ""
-      reason = f"the tar is damaged from here on: {error}"
-      yield Reject(key, reason, f"{path.name}, byte {archive.offset}", damaged=True)
-      return
+      problem = f"the tar is damaged from here on: {error}"
+      break
     if data is None or os.path.basename(member.name).startswith("."):
       continue
     key, suffix = os.path.splitext(member.name)
@@ -67,11 +62,20 @@ def _grouped(path: epath.Path, archive: tarfile.TarFile) -> Iterator[Sample | Re
         yield current
       current = Sample(key, f"{path.name}, byte {member.offset}", {})
     current.parts[suffix.lower()] = data
-  if current is not None:
+  if not problem:
+    # tarfile takes anything that is no header for the end, which is marked by zeros.
+    archive.fileobj.seek(archive.offset - archive.offset % tarfile.BLOCKSIZE)
+    mark = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+      problem = "the tar goes on as no tar or ends without its end mark: what followed is lost"
+  if current is not None and (not problem or _whole(current)):
     yield current
-  # tarfile takes anything that is no header for the end, which is marked by zeros.
-  archive.fileobj.seek(archive.offset - archive.offset % tarfile.BLOCKSIZE)
-  mark = archive.fileobj.read(tarfile.BLOCKSIZE)
-  if len(mark) < tarfile.BLOCKSIZE or any(mark):
-    reason = "the tar goes on as no tar or ends without its end mark: what followed is lost"
-    yield Reject("", reason, f"{path.name}, byte {archive.offset}", damaged=True)
+  elif current is not None:
+    yield Reject(current.key, "the tar is damaged within this sample", current.where)
+  if problem:
+    yield Reject("", problem, f"{path.name}, byte {archive.offset}", damaged=True)
+
+
+def _whole(sample: Sample) -> bool:
+  """Whether a sample is not half of one: it has a picture and something said about it."""
+  return any(s in sample.parts for s in IMAGES) and bool({".json", ".txt"} & set(sample.parts))
