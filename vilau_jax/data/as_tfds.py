@@ -13,8 +13,8 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
   """Writes DIRECTORY/tfds: links to the shards, and TFDS's own description of them.
 
   `tfds.builder_from_directory(DIRECTORY/tfds).as_data_source("train")` then gives the records, and
-  needs no TensorFlow for ArrayRecord. Texts and encoded pictures are bytes there. Features that some
-  records lack are left out: TFDS has no such thing.
+  needs no TensorFlow for ArrayRecord. Texts and encoded pictures are bytes there. Features that
+  some records lack are left out: TFDS has no such thing.
 
   Raises:
     ValueError: if directory holds no finished import.

@@ -156,7 +156,7 @@ class _Coder:
   def _codes(self, jobs: list[tuple[bytes, str]]) -> np.ndarray:
     """[len(jobs),T,R]."""
     square = list(self.pool.map(lambda job: media.to_square(job[0], self.image_size, job[1]), jobs))
-    found = []
+    found = [np.zeros((0, 1, 1), np.int32)] if not jobs else []
     for start in range(0, len(square), self.batch_size):
       images = np.stack(square[start : start + self.batch_size])
       room = self.batch_size - len(images)

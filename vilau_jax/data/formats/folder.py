@@ -64,15 +64,19 @@ def _list_pieces(path: epath.Path):
 def _pictures(root: epath.Path) -> Iterator[str]:
   """Paths relative to root, in the order of the whole paths."""
 
-  def below(folder: epath.Path, prefix: str):
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+  def below(folder: str, prefix: str):
+    if "://" in folder:
+      names = sorted(p.name + "/" * p.is_dir() for p in epath.Path(folder).iterdir())
+    else:
+      with os.scandir(folder) as found:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in found)
     for name in names:
       if name.endswith("/"):
-        yield from below(folder / name[:-1], prefix + name)
+        yield from below(os.path.join(folder, name[:-1]), prefix + name)
       elif name.lower().endswith(media.IMAGE_SUFFIXES):
         yield prefix + name
 
-  return below(root, "")
+  return below(str(root), "")
 
 
 def _listing(root: epath.Path) -> dict[str, str]:
@@ -100,20 +104,21 @@ def _convert(root: str, size: int, payload: Any) -> Iterator[pieces.Converted]:
   elif isinstance(payload, parquet.Group):
     found = parquet.rows(payload)
   else:
-    found = (_beside(epath.Path(root), name) for name in payload)
+    found = (_beside(root, name) for name in payload)
   return entries.convert(found, functools.partial(_record, root, size), key="file")
 
 
-def _beside(root: epath.Path, name: str) -> Entry:
+def _beside(root: str, name: str) -> Entry:
   """A picture and the caption in the text file beside it."""
-  text = (root / name).with_suffix(".txt")
+  text = os.path.splitext(name)[0] + ".txt"
   value = {"file": name}
-  if not text.is_file():
-    return Entry(name, 0, {**value, "missing": text.name})
   try:
-    return Entry(name, 0, {**value, "caption": text.read_bytes().decode("utf-8-sig")})
+    data = entries.read_file(os.path.join(root, text))
+    return Entry(name, 0, {**value, "caption": data.decode("utf-8-sig")})
+  except FileNotFoundError:
+    return Entry(name, 0, {**value, "missing": os.path.basename(text)})
   except UnicodeDecodeError as error:
-    return Entry(name, 0, {**value, "wrong": f"{text.name} is not UTF-8 (byte {error.start})"})
+    return Entry(name, 0, {**value, "wrong": f"{text} is not UTF-8 (byte {error.start})"})
 
 
 def _record(root: str, size: int, value: dict[str, Any], number: int) -> dict[str, Any]:
@@ -124,11 +129,10 @@ def _record(root: str, size: int, value: dict[str, Any], number: int) -> dict[st
   lacking = [name for name in COLUMNS if name not in value]
   if lacking:
     raise ValueError(f'expected {{"file": .., "caption": ..}}, it lacks {lacking}')
-  path = entries.inside(root, value["file"], "image")
   return {
     "kind": "pair",
     "id": value["file"],
     "source": "folder",
     "caption": entries.text(value["caption"]),
-    **entries.images([path.read_bytes()], size),
+    **entries.images([entries.read(root, value["file"])], size),
   }

@@ -84,7 +84,7 @@ def _record(root: str, name: str, frames: int, kind: str, value: dict[str, Any],
     names = value[field] if isinstance(value[field], list) else [value[field]]
     if not names:
       raise ValueError(f"the list in {field!r} is empty")
-    record |= entries.images([entries.inside(root, n).read_bytes() for n in names])
+    record |= entries.images([entries.read(root, n) for n in names])
     asked = sum(text.count(PLACEHOLDER) for _, text in said)
     if asked not in (0, len(names)) or (not asked and len(names) > 1):
       raise ValueError(f"{asked} {PLACEHOLDER} placeholders for {len(names)} images")

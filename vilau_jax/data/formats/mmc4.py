@@ -101,4 +101,4 @@ def _image(images: str | None, info: dict[str, Any]) -> bytes:
     return entries.from_base64(info["image_base64"])
   if images is None:
     raise ValueError("the document's pictures are not in it: give their folder with --images")
-  return entries.inside(images, info.get("image_name")).read_bytes()
+  return entries.read(images, info.get("image_name"))

@@ -109,5 +109,5 @@ def _rounds(question: str, answer: str) -> list[tuple[str, str]]:
 
 def _image(images: str, given: Any) -> bytes:
   if isinstance(given, str) and given.endswith(".jpg"):
-    return entries.inside(images, given).read_bytes()
+    return entries.read(images, given)
   return entries.from_base64(given)
