@@ -1,3 +1,6 @@
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,20 +103,28 @@ def test_what_does_not_fit_is_refused():
     RowShape(8, 9, 4, 2)
 
 
-@pytest.mark.parametrize("length", [4096, 8192])
-def test_rows_of_the_papers_mixture_are_full(length):
-  """At least 95 % of the positions, with the published lengths and numbers of samples (256 px)."""
-  mean = np.array([316, 1724, 506, 2168])  # [text, image], MMC4, [image, text], [text, video]
-  slots = np.array([256, 1024, 256, 2048])
-  drawn = np.array([True, False, False, True])
-  share = np.array([15, 6, 1.2, 1])
+def test_rows_of_the_papers_pretraining_are_full():
+  """At least 95 % of the positions of configs/pretrain_7b_256.py are filled, with the published
+  lengths and numbers of samples."""
+  config = load("configs/pretrain_7b_256.py")
+  row = config.data.row
+  mean = {"t2i": 316, "interleaved": 1724, "i2t": 506, "t2v": 2168}
+  slots = {"t2i": 256, "interleaved": 1024, "i2t": 256, "t2v": 2048}
+  forms = [entry["form"] for entry in config.data.mixture]
+  weights = np.array([entry["weight"] for entry in config.data.mixture])
   rng = np.random.default_rng(0)
-  which = rng.choice(4, 512 * 20, p=share / share.sum())
-  texts = rng.gamma(4.0, (mean - slots)[which] / 4.0).astype(int).clip(20, 1800)
-  sizes = np.stack([slots[which] + texts, slots[which], slots[which] * drawn[which]], -1)
-  shape = RowShape(length, length, length, 4)
-  used = rows = 0
-  for window in sizes.reshape(-1, 512, 3):
-    planned = packing.plan(window, shape)
-    used, rows = used + window[:, 0].sum(), rows + len(planned)
-  assert used / (rows * length) >= 0.95
+  drawn = [forms[i] for i in rng.choice(len(forms), row.window, p=weights / weights.sum())]
+  sizes = []
+  for form in drawn:
+    text = rng.gamma(4.0, (mean[form] - slots[form]) / 4.0)
+    targets = slots[form] if form in ("t2i", "t2v") else 0
+    sizes.append((slots[form] + int(np.clip(text, 20, 1800)), slots[form], targets))
+  rows = packing.plan(np.array(sizes), RowShape(row.length, row.slots, row.targets, 4))
+  assert np.sum(sizes, axis=0)[0] / (len(rows) * row.length) >= 0.95
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location("config", pathlib.Path(__file__).parents[2] / path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()

@@ -330,13 +330,6 @@ def encode_png(image: Source) -> bytes:
   return buffer.getvalue()
 
 
-def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
-  """An RGB picture as the bytes of a JPEG; the same picture gives the same bytes."""
-  buffer = io.BytesIO()
-  image.save(buffer, format="JPEG", quality=quality)
-  return buffer.getvalue()
-
-
 def contact_sheet(
   images: Iterable[Source],
   columns: int = 8,

@@ -76,7 +76,9 @@ def encode(record: Mapping[str, Any]) -> bytes:
       if kind.startswith("text"):
         feature.bytes_list.value.extend([v.encode() for v in values])
       elif kind.startswith("blob"):
-        feature.bytes_list.value.extend([bytes(memoryview(v)) for v in values])
+        feature.bytes_list.value.extend(
+          [v if isinstance(v, bytes) else bytes(memoryview(v)) for v in values]
+        )
       elif kind.startswith("int"):
         feature.int64_list.value.extend([int(v) for v in np.asarray(values, np.int64)])
       else:

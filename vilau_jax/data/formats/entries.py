@@ -2,11 +2,13 @@
 
 import base64
 import binascii
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
+from PIL import Image
 
 from vilau_jax.data import media
 from vilau_jax.data.formats import ranges
@@ -105,13 +107,19 @@ def video(path: str, count: int, fps: float | None = None) -> dict[str, Any]:
   """
   clip = media.read_clip(path, count)
   return {
-    "frames": [media.encode_jpeg(frame) for frame in clip.frames],
+    "frames": [_jpeg(frame) for frame in clip.frames],
     "frame_index": clip.indices,
     "n_frames": clip.total,
     "fps": float(fps or clip.fps),
     "width": [frame.width for frame in clip.frames],
     "height": [frame.height for frame in clip.frames],
   }
+
+
+def _jpeg(frame: Image.Image) -> bytes:
+  buffer = io.BytesIO()
+  frame.save(buffer, format="JPEG", quality=95)
+  return buffer.getvalue()
 
 
 def inside(root: str | os.PathLike, name: Any, what: str = "image") -> str:
