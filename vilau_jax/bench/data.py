@@ -6,6 +6,7 @@ packing   positions a second from codes to batches, and how full the rows are: s
           lengths of the paper's pre-training at 256 px in its proportions
 import    JPEGs imported into records, against Pillow alone decoding the same files in the same run
 codes     reading records of codes, against decoding the pictures that they stand for
+json      a JSON array of 1.5 GB (15 MB with --small) cut into pieces: speed and memory
 memory    resident memory while a million small records are imported and read (10,000 with --small)
 """
 
@@ -18,13 +19,15 @@ import time
 
 import numpy as np
 from absl import app, flags
+from etils import epath
 from PIL import Image
 
 from vilau_jax.data import forms, imports, media, pipeline, records
+from vilau_jax.data.formats import ranges
 from vilau_jax.data.pieces import Piece
 from vilau_jax.data.tokenizer import Tokenizer, train_tokenizer
 
-_ONLY = flags.DEFINE_list("only", ["packing", "import", "codes", "memory"], "which to run")
+_ONLY = flags.DEFINE_list("only", ["packing", "import", "codes", "json", "memory"], "which to run")
 _JSON = flags.DEFINE_string("json", None, "file for the figures")
 _SMALL = flags.DEFINE_bool("small", False, "little data: whether it runs, not how fast")
 
@@ -154,6 +157,32 @@ def reading_codes(root: pathlib.Path, small: bool) -> dict[str, float]:
   }
 
 
+def big_json(root: pathlib.Path, small: bool) -> dict[str, float]:
+  """Megabytes a second, and by how much memory grows meanwhile."""
+  root.mkdir(parents=True)
+  path, size = root / "big.json", (15 if small else 1500) * 10**6
+  turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "x y " * 250}]
+  row = json.dumps({"id": "000", "image": "coco/a.jpg", "conversations": turns})
+  count = size // (len(row) + 2)
+  with open(path, "w") as f:
+    f.write("[" + row)
+    for _ in range(count - 1):
+      f.write(",\n" + row)
+    f.write("]")
+  before, most, began = _resident(), 0.0, time.process_time()
+  last = None
+  for last in ranges.split_json(epath.Path(path)):
+    most = max(most, _resident())
+  seconds = time.process_time() - began
+  entries = sum(1 for _ in ranges.read_range(last)) + last.first
+  return {
+    "mb": path.stat().st_size / 1e6,
+    "mb_per_s": path.stat().st_size / 1e6 / seconds,
+    "growth_mib": most - before,
+    "entries_missing": float(count - entries),
+  }
+
+
 def _small_records(payload: tuple[int, int]):
   for number in range(*payload):
     yield {"kind": "text", "id": str(number), "caption": f"record {number}"}
@@ -197,7 +226,13 @@ def _resident() -> float:
   return pages * resource.getpagesize() / 2**20
 
 
-BENCHES = {"packing": packing, "import": importing, "codes": reading_codes, "memory": memory}
+BENCHES = {
+  "packing": packing,
+  "import": importing,
+  "codes": reading_codes,
+  "json": big_json,
+  "memory": memory,
+}
 
 
 def measure(names, small: bool) -> dict[str, dict[str, float]]:
