@@ -54,7 +54,7 @@ def trained(root, tower, coded):
   """A function: form and format -> losses of two steps."""
   texts = [text for found in coded.values() for text in record_texts(found)]
   tokenizer = Tokenizer(train_tokenizer(texts, root / "t.model"))
-  config, model = experiments.lm(llm=dict(vocab_size=len(tokenizer)))
+  config, model = experiments.lm(llm=dict(vocab_size=tokenizer.vocab_size))
   config.batch_size = 2
   config.data.row.update(dict(length=384, slots=256, targets=192, window=8))
   stage = LmStage(config, model)

@@ -170,11 +170,12 @@ def big_json(root: pathlib.Path, small: bool) -> dict[str, float]:
       f.write(",\n" + row)
     f.write("]")
   before, most, began = _resident(), 0.0, time.process_time()
-  last = None
-  for last in ranges.split_json(epath.Path(path)):
+  part = None
+  for found in ranges.split_json(epath.Path(path)):
+    part = found
     most = max(most, _resident())
   seconds = time.process_time() - began
-  entries = sum(1 for _ in ranges.read_range(last)) + last.first
+  entries = sum(1 for _ in ranges.read_range(part)) + part.first
   return {
     "mb": path.stat().st_size / 1e6,
     "mb_per_s": path.stat().st_size / 1e6 / seconds,
