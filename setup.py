@@ -7,21 +7,34 @@ import setuptools
 EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
   "hub": ["huggingface_hub>=0.30"],
+  "gcs": ["gcsfs>=2024.10"],
+  "tfrecord": ["google-crc32c>=1.6"],
   "torch": ["torch>=2.5"],
-  "parity": [
+  "eval": ["clip-benchmark>=1.6"],
+  "beam": ["apache-beam>=2.65"],
+  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
+  "parity": ["torch>=2.5", "transformers>=4.50"],
+  # Other packages' FID, to compare ours with; they bring torchvision, which must fit torch.
+  "parity_fid": [
     "torch>=2.5",
-    "transformers>=4.50",
+    "torchvision>=0.20",
     "pytorch-fid>=0.3",
     "clean-fid>=0.1.35",
     "torch-fidelity>=0.4",
     "scipy<1.18",
   ],
-  "eval": ["clip-benchmark>=1.6"],
-  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
-  "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
+  "test": [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6",
+    "ruff>=0.8",
+    "easy-vqa>=1.0",
+    "google-crc32c>=1.6",
+  ],
 }
-# lmms-eval pins much of what it needs, so it is no part of a developer's environment.
-EXTRAS["dev"] = sorted({name for extra in EXTRAS if extra != "lmms" for name in EXTRAS[extra]})
+# Beam's and lmms-eval's upper bounds would hold everything else back.
+ALONE = ("beam", "lmms", "parity_fid")
+EXTRAS["dev"] = sorted({name for key in EXTRAS if key not in ALONE for name in EXTRAS[key]})
 
 setuptools.setup(
   name="vilau_jax",
@@ -39,6 +52,7 @@ setuptools.setup(
     "av>=14",
     "chex>=0.1.90",
     "etils[epath]>=1.12",
+    "fsspec>=2024.10",
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",
@@ -50,6 +64,7 @@ setuptools.setup(
     "pillow>=11",
     "protobuf>=5",
     "PyYAML>=6",
+    "pyarrow>=17",
     "rich>=13",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",

@@ -110,3 +110,28 @@ def test_records_without_pictures_and_foreign_outputs_are_refused(tmp_path):
   (tmp_path / "full" / "a.txt").write_text("x")
   with pytest.raises(ValueError, match="something else"):
     run(tmp_path, "full")
+
+
+def test_processes_share_the_shards(tmp_path):
+  write(tmp_path / "raw")
+  whole = run(tmp_path, "whole")
+  assert run(tmp_path, process=(1, 2)) is None
+  with pytest.raises(ValueError, match="holds no records"):
+    records.Records(tmp_path / "coded")
+  assert len(list((tmp_path / "coded").glob("toy*"))) == 1
+  (tmp_path / "coded" / ".toy-00001-of-00003.array_record.5").write_bytes(b"of the other process")
+  finished = run(tmp_path, process=(0, 2))
+  assert list(finished) == list(whole)
+  with pytest.raises(ValueError, match="process 2 of 2"):
+    run(tmp_path, process=(2, 2))
+
+
+def test_tfrecords_stay_tfrecords(tmp_path):
+  write(tmp_path / "first")
+  path = tmp_path / "raw"
+  path.mkdir()
+  data = map(records.encode, records.Records(tmp_path / "first"))
+  count = records.write_shard(path / "toy-00000-of-00001.tfrecord", data)
+  records.write_info(path, "toy", {"toy-00000-of-00001.tfrecord": count}, {"t2i": count}, {})
+  coded = run(tmp_path)
+  assert list(coded.shards) == ["toy-00000-of-00001.tfrecord"] and "codes" in coded[49]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilau_jax.data import media, records
+from vilau_jax.data import imports, media, records
 from vilau_jax.data.formats import folder
 
 
@@ -25,13 +25,17 @@ def root(tmp_path):
 
 def rejects(output):
   return {
-    row["file"]: row["reason"]
-    for row in map(json.loads, (output / folder.REJECTS).read_text().splitlines())
+    row["id"]: row["reason"]
+    for row in map(json.loads, (output / imports.REJECTS).read_text().splitlines())
   }
 
 
+def convert(root, output, size=0):
+  return imports.run(folder.plan(root, size=size), output)
+
+
 def test_pictures_beside_texts(root, tmp_path):
-  counts = folder.convert(root, tmp_path / "out")
+  counts = convert(root, tmp_path / "out")
   assert counts == {"accepted": 4, "rejected": 0}
   found = list(records.Records(tmp_path / "out"))
   assert [r["id"] for r in found] == ["a.jpg", "b.png", "d.bmp", "sub/c.webp"]
@@ -39,14 +43,14 @@ def test_pictures_beside_texts(root, tmp_path):
   assert found[1]["images"] == [(root / "b.png").read_bytes()]
   assert Image.open(io.BytesIO(found[2]["images"][0])).format == "PNG"
   assert (found[0]["width"], found[0]["height"]) == ([9], [6])
-  folder.convert(root, tmp_path / "again")
+  convert(root, tmp_path / "again")
   for file in records.Records(tmp_path / "out").shards:
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
-  folder.convert(root, tmp_path / "square", size=8)
+  convert(root, tmp_path / "square", size=8)
   assert media.open_image(records.Records(tmp_path / "square")[0]["images"][0]).size == (8, 8)
 
 
-@pytest.mark.parametrize("name", folder.LISTS)
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl"])
 def test_lists_of_captions(root, tmp_path, name):
   rows = [("sub/c.webp", 'a "c", really'), ("a.jpg", "an a")]
   if name.endswith("csv"):
@@ -54,7 +58,7 @@ def test_lists_of_captions(root, tmp_path, name):
   else:
     text = "\n".join(json.dumps({"file": f, "caption": c}) for f, c in rows) + "\n\n"
   (root / name).write_text(text)
-  folder.convert(root, tmp_path / "out")
+  convert(root, tmp_path / "out")
   assert [(r["id"], r["caption"]) for r in records.Records(tmp_path / "out")] == rows
 
 
@@ -71,7 +75,7 @@ def test_rejected_files_are_listed_with_reasons(root, tmp_path):
   (root / "huge.txt").write_text("x")
   save(root / "one.png", size=(1, 1))
   (root / "one.txt").write_text("one pixel")
-  counts = folder.convert(root, tmp_path / "out")
+  counts = convert(root, tmp_path / "out")
   assert counts == {"accepted": 5, "rejected": 5}
   found = rejects(tmp_path / "out")
   for file, reason in {
@@ -95,7 +99,7 @@ def test_lists_may_name_what_is_not_there(root, tmp_path):
   rows = [{"file": file, "caption": caption} for file, caption in listed]
   save(tmp_path / "secret.png")
   (root / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-  assert folder.convert(root, tmp_path / "out") == {"accepted": 1, "rejected": 4}
+  assert convert(root, tmp_path / "out") == {"accepted": 1, "rejected": 4}
   found = rejects(tmp_path / "out")
   assert "missing" in found["gone.png"] and "outside" in found["../secret.png"]
 
@@ -104,10 +108,14 @@ def test_lists_may_name_what_is_not_there(root, tmp_path):
   ("files", "problem"),
   [
     ({}, "holds no pictures"),
-    ({"a.png": "no picture", "a.txt": "x"}, "none of 1 pictures .* was accepted; the first: a.png"),
+    (
+      {"a.png": "no picture", "a.txt": "x"},
+      "none of the entries of pictures was accepted; the first: a.png",
+    ),
     ({"captions.csv": "name,text\n"}, "lacks the columns"),
-    ({"captions.jsonl": '{"file": "a"}\nnonsense'}, "line 2"),
-    ({"captions.jsonl": "[1]"}, "line 1"),
+    ({"captions.jsonl": "\nnonsense"}, "line 2: not JSON"),
+    ({"captions.jsonl": '{"file": "a"}'}, r"line 1: .* lacks \['caption'\]"),
+    ({"captions.jsonl": "[1]"}, "entry 0: an entry must be an object"),
     ({"captions.jsonl": "", "captions.csv": ""}, "both"),
   ],
 )
@@ -117,7 +125,7 @@ def test_broken_folders_are_explained(tmp_path, files, problem):
   for name, text in files.items():
     (root / name).write_text(text)
   with pytest.raises(ValueError, match=problem):
-    folder.convert(root, tmp_path / "out")
+    convert(root, tmp_path / "out")
   assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.partial"))
   with pytest.raises(ValueError, match="no folder"):
-    folder.convert(tmp_path / "gone", tmp_path / "out")
+    convert(tmp_path / "gone", tmp_path / "out")

@@ -27,9 +27,16 @@ def test_summary_and_sheet(coded):
   found = records.Records(coded / "coded" / "train_videos")
   text = inspect.summary(found)
   assert "4 t2v" in text and "16 (16 60x60)" in text and "4 records by tower" in text
-  assert "moving" in text
+  assert "moving" in text and text.count("#") >= 40 and "words a record" in text
   sheet = inspect.sheet(found, count=3, columns=4)
   assert sheet.dtype == np.uint8 and sheet.shape[1] == 4 * 124 + 4
+
+
+def test_histogram():
+  lines = inspect.histogram([1] * 10 + [9] * 5)
+  assert len(lines) == 9 and lines[1].endswith("10 " + "#" * 40)
+  assert lines[-1].endswith("5 " + "#" * 20) and lines[4].endswith("0 ")
+  assert inspect.histogram([3, 3])[1].split()[3:] == ["2", "#" * 40]
 
 
 def test_row_is_drawn_in_the_colours_of_what_it_holds(coded, tmp_path):

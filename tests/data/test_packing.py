@@ -1,3 +1,6 @@
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,3 +101,30 @@ def test_what_does_not_fit_is_refused():
     packing.pack([sequence_of((5, 2, 0), rng)], RowShape(8, 4, 4, 3))
   with pytest.raises(ValueError, match="targets <= slots <= length"):
     RowShape(8, 9, 4, 2)
+
+
+def test_rows_of_the_papers_pretraining_are_full():
+  """At least 95 % of the positions of configs/pretrain_7b_256.py are filled, with the published
+  lengths and numbers of samples."""
+  config = load("configs/pretrain_7b_256.py")
+  row = config.data.row
+  mean = {"t2i": 316, "interleaved": 1724, "i2t": 506, "t2v": 2168}
+  slots = {"t2i": 256, "interleaved": 1024, "i2t": 256, "t2v": 2048}
+  forms = [entry["form"] for entry in config.data.mixture]
+  weights = np.array([entry["weight"] for entry in config.data.mixture])
+  rng = np.random.default_rng(0)
+  drawn = [forms[i] for i in rng.choice(len(forms), row.window, p=weights / weights.sum())]
+  sizes = []
+  for form in drawn:
+    text = rng.gamma(4.0, (mean[form] - slots[form]) / 4.0)
+    targets = slots[form] if form in ("t2i", "t2v") else 0
+    sizes.append((slots[form] + int(np.clip(text, 20, 1800)), slots[form], targets))
+  rows = packing.plan(np.array(sizes), RowShape(row.length, row.slots, row.targets, 4))
+  assert np.sum(sizes, axis=0)[0] / (len(rows) * row.length) >= 0.95
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location("config", pathlib.Path(__file__).parents[2] / path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()

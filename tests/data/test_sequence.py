@@ -286,3 +286,37 @@ def test_bad_records_are_refused(record, form, problem):
 def test_codes_of_another_size_are_refused():
   with pytest.raises(ValueError, match="16 positions"):
     S.from_record(QA, "i2t", TOKENIZER, forms.SequenceSettings(tokens_per_image=25))
+
+
+@pytest.mark.parametrize("markers", ["always", "release"])
+def test_vflan_has_no_markers_around_images_in_the_released_form(markers):
+  value = "<image><image>Which is brighter?"
+  record = {**record_of(["human", "gpt"], [value, "This."], POOL[:2]), "no_system_prompt": 1}
+  settings = forms.SequenceSettings(markers=markers)
+  got = S.from_record(record, "sft", TOKENIZER, settings)
+  assert S.measure(record, "sft", TOKENIZER, settings) == got.size
+  if markers == "always":
+    assert (got.tokens == TOKENIZER.im_start).sum() == 2
+    return
+  # The frames of a video stand the same way: a picture, a newline, a picture, a newline.
+  video = {**record, "n_frames": 2, "conversations_value": ["Which is brighter?", "This."]}
+  want = S.from_record(video, "sft", TOKENIZER, forms.SequenceSettings(markers=markers, frames=2))
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  np.testing.assert_array_equal(got.text_target, want.text_target)
+  assert not got.visual_target.any()
+
+
+def test_captions_are_dropped_anew_in_every_epoch():
+  """By sample and epoch, at the rate that was asked for, to exactly the unconditional prompt."""
+  settings = forms.SequenceSettings(cfg_dropout=0.25)
+  record = {**record_of([], [], POOL[:1]), "caption": "a fox"}
+  empty = S.unconditional_prompt(TOKENIZER, settings).tokens
+  dropped = np.zeros((2, 200), bool)
+  for epoch in range(2):
+    for sample in range(200):
+      rng = np.random.default_rng((0, 0, epoch * 200 + sample))  # as pipeline.PackedRows draws
+      got = S.from_record(record, "t2i", TOKENIZER, settings, rng).tokens
+      dropped[epoch, sample] = len(got) == len(empty) + 16 + 2
+      if dropped[epoch, sample]:
+        np.testing.assert_array_equal(got[: len(empty)], empty)
+  assert 0.17 < dropped.mean() < 0.33 and (dropped[0] != dropped[1]).any()

@@ -1,31 +1,79 @@
 """raw data set -> records
 
-vilau data import emoji --output=DIR [--scenes=8000 --videos=1500 --test_scenes=400 ...]
-    scenes and videos composed of the emoji that come with vilau_jax
-vilau data import easy-vqa --output=DIR [--size=60]
-    the easy-vqa package (pip install easy-vqa), its own train and test split
-vilau data import folder --source=FOLDER --output=DIR
-    your pictures: NAME.png with NAME.txt, or captions.csv / captions.jsonl (file, caption)
+vilau data import FORMAT --source=.. --output=DIR
+    folder        your pictures: NAME.png with NAME.txt, or captions.csv, .jsonl, .parquet
+    llava         ShareGPT4V and fine-tuning sets: FILE.json, --images=FOLDER
+    mmc4          documents with pictures: a folder of .pkl and .count, or .jsonl and --images
+    vflan         FLAN and M3IT sets: a folder of .pkl
+    openvid       OpenVid-1M's folder: data/train/OpenVid-1M.csv and video/
+    wids          tars of pictures and .json, with wids-meta.json
+    img2dataset   tars, or Parquet files with the pictures inside
+    coyo          COYO-700M: .pkl, or Parquet files and --images
+    tfds          anything of TensorFlow Datasets with a picture and a caption or label
+    easy-vqa      the easy-vqa package (pip install easy-vqa), its own train and test split
+    emoji         scenes and videos composed of the emoji that come with vilau_jax
 
-What is finished is kept: run it again after an interruption. Same arguments, same bytes.
+Same arguments, same bytes, with any number of workers. What is finished is kept: run it again after
+an interruption. What could not be taken stands with its reason in DIR/rejects.jsonl; the exit code
+is 1 if a file was damaged, so that what followed in it is lost. Beyond one machine: --runner names
+a runner of Apache Beam (pip install 'vilau_jax[beam]'), what follows -- are its options:
+    vilau data import coyo --source=gs://.. --output=gs://.. --runner=DataflowRunner -- --project=..
 """
 
 import difflib
+import importlib
+import inspect
+import os
 import time
 
 from absl import flags
 
 from vilau_jax.cli.progress import Bar
-from vilau_jax.data.formats import easy_vqa, emoji, folder
+from vilau_jax.data import imports, shards
 
-FORMATS = ("emoji", "easy-vqa", "folder")
+# The formats of vilau_jax/data/imports.py; a function's arguments are the flags that it takes.
+PLANS = {
+  "folder": ("folder", "plan"),
+  "llava": ("llava", "plan"),
+  "mmc4": ("mmc4", "plan"),
+  "vflan": ("vflan", "plan"),
+  "openvid": ("openvid", "plan"),
+  "wids": ("webdataset", "plan_wids"),
+  "img2dataset": ("webdataset", "plan_img2dataset"),
+  "coyo": ("coyo", "plan"),
+  "tfds": ("tfds", "plan"),
+}
+MADE = ("easy-vqa", "emoji")  # small; they write their own parts
+FORMATS = (*PLANS, *MADE)
 
 # Overridable, so that several commands can be imported into one process.
-_SOURCE = flags.DEFINE_string(
-  "source", None, "folder, easy-vqa: where the raw data is", allow_override=True
-)
+_SOURCE = flags.DEFINE_string("source", None, "where the raw data is", allow_override=True)
 _OUTPUT = flags.DEFINE_string(
   "output", None, "directory for the records (required)", allow_override=True
+)
+_WORKERS = flags.DEFINE_integer("workers", None, "processes (default: one a core)", lower_bound=1)
+_WRITER = flags.DEFINE_enum(
+  "writer", "array_record", sorted(shards.WRITERS), "kind of shards; training reads both"
+)
+_PER_SHARD = flags.DEFINE_integer("records_per_shard", 10_000, "at most", lower_bound=1)
+_TFDS = flags.DEFINE_bool("tfds", False, "also write DIR/tfds, which TFDS reads")
+_RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, for example DirectRunner")
+# Options of formats.
+flags.DEFINE_string("images", None, "folder of the pictures or videos", allow_override=True)
+flags.DEFINE_integer("frames", 8, "llava, openvid: of a video", lower_bound=1, allow_override=True)
+flags.DEFINE_string("kind", None, "llava: sft or i2t; wids: t2i or pair", allow_override=True)
+flags.DEFINE_bool("downsample_video", False, "vflan: four frames of eight")
+flags.DEFINE_string("builder", None, "tfds: its name, for example coco_captions")
+flags.DEFINE_string("split", "train", "tfds: split, or a part of one", allow_override=True)
+flags.DEFINE_string("caption_key", None, "tfds: feature of the caption or label")
+flags.DEFINE_string("label_names", None, "tfds: file with a name a line for the labels")
+flags.DEFINE_string("template", "a photo of a {}", "tfds: a label's caption", allow_override=True)
+_SIZE = flags.DEFINE_integer(
+  "size",
+  None,
+  "side of the stored pictures; 0 keeps them (default: 60, folder: 0)",
+  lower_bound=0,
+  allow_override=True,
 )
 _SEED = flags.DEFINE_integer(
   "seed", 0, "emoji: what the scenes are drawn from", allow_override=True
@@ -34,20 +82,17 @@ _SCENES = flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower
 _VIDEOS = flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1)
 _TEST_SCENES = flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1)
 _TEST_VIDEOS = flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1)
-_SIZE = flags.DEFINE_integer(
-  "size",
-  None,
-  "side of the stored pictures; 0 keeps them (default: 60, folder: 0)",
-  lower_bound=0,
-  allow_override=True,
-)
 _LIMIT = flags.DEFINE_integer(
   "limit", 0, "easy-vqa: pictures a split, 0 = all", lower_bound=0, allow_override=True
 )
+OPTIONS = (
+  "images", "frames", "kind", "downsample_video", "builder", "split", "caption_key", "label_names",
+  "template", "size",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-  if len(argv) != 1 or argv[0] not in FORMATS:
+  if not argv or argv[0] not in FORMATS or (len(argv) > 1 and _RUNNER.value is None):
     typed = " ".join(argv)
     near = difflib.get_close_matches(typed, FORMATS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -56,15 +101,49 @@ def main(argv: list[str]) -> int:
     raise ValueError("say where the records go: --output=DIR")
   began = time.monotonic()
   with Bar("records") as line:
-    counts = _convert(argv[0], line.update)
+    if argv[0] in MADE:
+      counts = _make(argv[0], line.update)
+    else:
+      counts = _import(argv[0], argv[1:], line.advance)
   print(f"{_OUTPUT.value}: {', '.join(f'{n} {part}' for part, n in counts.items())}")
   print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect DIR")
   if counts.get("rejected"):
-    print(f"why some were rejected: {_OUTPUT.value}/{folder.REJECTS}")
-  return 0
+    print(f"why some were rejected: {_OUTPUT.value}/{imports.REJECTS}")
+  return 1 if counts.get("damaged") else 0
 
 
-def _convert(name: str, progress) -> dict[str, int]:
+def _import(name: str, options: list[str], progress) -> dict[str, int]:
+  plan = PLANS[name][1]
+  module = importlib.import_module(f"vilau_jax.data.formats.{PLANS[name][0]}")
+  makes = getattr(module, plan)
+  accepted = inspect.signature(makes).parameters
+  given = {}
+  for option in OPTIONS:
+    flag = flags.FLAGS[option]
+    if option in accepted and flag.value is not None:
+      given[option] = flag.value
+    elif flag.present:
+      takes = ", ".join(f"--{o}" for o in OPTIONS if o in accepted) or "none"
+      raise ValueError(f"--{option} is no option of the format {name}; its options: {takes}")
+  executor = imports.in_processes(_WORKERS.value or os.cpu_count() or 1)
+  if _RUNNER.value is not None:
+    from vilau_jax.data import beam
+
+    executor = beam.on_beam([f"--runner={_RUNNER.value}", *options])
+  counts = imports.run(
+    makes(_SOURCE.value, **given), _OUTPUT.value, executor=executor, writer=_WRITER.value,
+    records_per_shard=_PER_SHARD.value, progress=progress,
+  )  # fmt: skip
+  if _TFDS.value:
+    from vilau_jax.data import as_tfds
+
+    print(f"for TFDS: {as_tfds.write(_OUTPUT.value)}")
+  return counts
+
+
+def _make(name: str, progress) -> dict[str, int]:
+  from vilau_jax.data.formats import easy_vqa, emoji
+
   size = _SIZE.value
   if name == "emoji":
     canvas = emoji.Canvas() if size is None else emoji.Canvas.of_size(size)
@@ -73,9 +152,7 @@ def _convert(name: str, progress) -> dict[str, int]:
       test_scenes=_TEST_SCENES.value, test_videos=_TEST_VIDEOS.value, seed=_SEED.value,
       canvas=canvas, progress=progress,
     )  # fmt: skip
-  if name == "easy-vqa":
-    size = 60 if size is None else size
-    return easy_vqa.convert(
-      _SOURCE.value, _OUTPUT.value, size=size, limit=_LIMIT.value, progress=progress
-    )
-  return folder.convert(_SOURCE.value, _OUTPUT.value, size=size or 0, progress=progress)
+  size = 60 if size is None else size
+  return easy_vqa.convert(
+    _SOURCE.value, _OUTPUT.value, size=size, limit=_LIMIT.value, progress=progress
+  )

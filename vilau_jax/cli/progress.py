@@ -2,7 +2,14 @@
 
 import time
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TaskProgressColumn,
+  TextColumn,
+  TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -21,13 +28,20 @@ class Bar:
 
   def update(self, done: int, total: int) -> None:
     """Shows that `done` of `total` are finished."""
+    self._show(MofNCompleteColumn, done, total, self._what)
+
+  def advance(self, share: float, count: int) -> None:
+    """Shows that `share` (0..1) is finished where the total is unknown, and `count` of them."""
+    self._show(TaskProgressColumn, share, 1.0, f"{count} {self._what}")
+
+  def _show(self, column, done: float, total: float, text: str) -> None:
     if self._bar is None and time.monotonic() - self._began > self._patience:
-      columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+      columns = (BarColumn(), column(), TimeRemainingColumn())
       self._bar = Progress(TextColumn("{task.description}"), *columns)
       self._bar.start()
       self._task = self._bar.add_task(self._what, total=total)
     if self._bar is not None:
-      self._bar.update(self._task, completed=done)
+      self._bar.update(self._task, completed=done, description=text)
 
   def __exit__(self, *error) -> None:
     if self._bar is not None:

@@ -3,7 +3,10 @@
 vilau tokenize --model=DIR --records=DIR --output=DIR
     copies records with the codes of their pictures and frames, which is what language-model
     training reads. Interrupted, it goes on with the first unfinished shard; finished, it returns at
-    once.
+    once. Batches are shared by the devices of this process.
+vilau tokenize .. --process_index=0 --process_count=4
+    one of four processes, on machines that share a disk: each takes every fourth shard, and the
+    last one to end finishes the directory
 """
 
 import time
@@ -21,6 +24,8 @@ _OUTPUT = flags.DEFINE_string(
 _BATCH = flags.DEFINE_integer(
   "batch_size", 64, "pictures encoded at once", lower_bound=1, allow_override=True
 )
+_INDEX = flags.DEFINE_integer("process_index", 0, "which of the processes this is", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("process_count", 1, "processes at work", lower_bound=1)
 _KEEP = flags.DEFINE_bool("keep_images", True, "keep the pictures in the copy")
 
 
@@ -46,7 +51,11 @@ def main(argv: list[str]) -> int:
     written = codes.add_codes(
       _RECORDS.value, _OUTPUT.value, encode, identity, image_size=tower.image_size,
       batch_size=_BATCH.value, keep_images=_KEEP.value, progress=bar.update,
+      process=(_INDEX.value, _PROCESSES.value),
     )  # fmt: skip
   seconds = time.monotonic() - began
+  if written is None:
+    print(f"{_OUTPUT.value}: this process is done after {seconds:.1f} s, others are at work")
+    return 0
   print(f"{_OUTPUT.value}: {len(written)} records with codes of tower {identity}, {seconds:.1f} s")
   return 0

@@ -27,8 +27,9 @@ def add_codes(
   image_size: int,
   batch_size: int = 64,
   keep_images: bool = True,
+  process: tuple[int, int] = (0, 1),
   progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Records:
+) -> Records | None:
   """Copies records with the codes of their pictures or frames added.
 
   Understanding sees a picture squeezed to the square, generation learns from its square crop. Codes
@@ -36,7 +37,8 @@ def add_codes(
   picture that is not square, in a record with a caption).
 
   Interrupted, it goes on with the first unfinished shard; finished with this tower and these
-  records, it returns at once.
+  records, it returns at once. Several processes, on one machine or many that share a disk, take
+  turns at the shards; whoever finds all of them written finishes the directory.
 
   Args:
     source: a directory of records with images or frames.
@@ -46,11 +48,18 @@ def add_codes(
     tower_id: goes into every record.
     image_size: S.
     keep_images: False leaves pictures out of the copy; training on codes does not read them.
+    process: (index, count) of the processes that work on this output.
     progress: called with the number of finished records and of all.
+
+  Returns:
+    the copy; None if other processes have yet to write their shards.
 
   Raises:
     ValueError: if output holds something else, or a record has no pictures.
   """
+  index, count = process
+  if not 0 <= index < count:
+    raise ValueError(f"process {index} of {count}: the index must be in 0..{count - 1}")
   source, output = Records(source), pathlib.Path(output)
   stamp = {
     "tower_id": tower_id,
@@ -62,19 +71,25 @@ def add_codes(
     progress(len(source), len(source))
     return Records(output)
   output.mkdir(parents=True, exist_ok=True)
-  for stale in output.glob(".*.array_record.*"):  # what kill -9 leaves
-    stale.unlink()
-  (output / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+  own = list(source.shard_ranges().items())[index::count]
+  for file, _ in own:
+    for stale in output.glob(f".{file}.*"):  # what kill -9 leaves
+      stale.unlink()
+  temporary = output / f".{STAMP}.{os.getpid()}"
+  temporary.write_text(json.dumps(stamp), encoding="utf-8")
+  os.replace(temporary, output / STAMP)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     coder = _Coder(encode, tower_id, image_size, batch_size, keep_images, pool)
-    for file, numbers in source.shard_ranges().items():
+    for file, numbers in own:
       if not (output / file).exists():
         coded = coder.run(source, numbers, progress)
         records.write_shard(output / file, map(records.encode, coded))
       progress(numbers.stop, len(source))
+  if not all((output / file).exists() for file in source.shards):
+    return None
   info = {**source.info, "codes": stamp}
   records.write_info(output, source.name, source.shards, source.kinds, info)
-  (output / STAMP).unlink()
+  (output / STAMP).unlink(missing_ok=True)
   return Records(output)
 
 
@@ -141,7 +156,7 @@ class _Coder:
   def _codes(self, jobs: list[tuple[bytes, str]]) -> np.ndarray:
     """[len(jobs),T,R]."""
     square = list(self.pool.map(lambda job: media.to_square(job[0], self.image_size, job[1]), jobs))
-    found = []
+    found = [np.zeros((0, 1, 1), np.int32)] if not jobs else []
     for start in range(0, len(square), self.batch_size):
       images = np.stack(square[start : start + self.batch_size])
       room = self.batch_size - len(images)

@@ -93,6 +93,7 @@ def render(
   markers: str = "always",
   training: bool = False,
   answer: str | None = None,
+  bare: bool = False,
 ) -> list[Span]:
   """A conversation as spans, without <s>.
 
@@ -111,6 +112,7 @@ def render(
     training: supervise what the assistant says, from behind "ASSISTANT:" up to and with </s>.
     answer: None, or "text", "image", "video": end with "ASSISTANT:" and, to draw, " <im_start>" or
       " <vi_start>".
+    bare: with markers="release", images have none in training either (VFlan).
 
   Raises:
     ValueError: if turns don't alternate, the assistant says nothing, or with an unknown switch.
@@ -126,7 +128,7 @@ def render(
     if said.role != (USER, ASSISTANT)[index % 2]:
       raise ValueError(f"turn {index} of the conversation is by {said.role}: turns must alternate")
     spans.append(Span(f"{_NAMES[said.role]}:"))
-    message = _message(said, markers, training)
+    message = _message(said, markers, training and not bare)
     if said.role == USER:  # the same texts as asked() and answered() give
       spans += [Span(part) for part in (" ", *message, " ")] if message else []
     elif not message:

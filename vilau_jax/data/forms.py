@@ -81,7 +81,10 @@ def spans(record, form, settings, rng) -> list[list[C.Span]]:
     "text": _conversation,
     "sft": _conversation,
   }[form](record, form, settings, rng)
-  said = dict(system_prompt=system, markers=settings.markers, training=True)
+  # The released code puts no markers around VFlan's images, whose records are those without system
+  # prompt.
+  bare = bool(record.get("no_system_prompt"))
+  said = dict(system_prompt=system, markers=settings.markers, training=True, bare=bare)
   if form not in ("i2t", "v2t") or not settings.independent_turns:
     return [C.render(turns, **said)]
   visuals = [part for part in turns[0].parts if isinstance(part, C.Visual)]

@@ -25,7 +25,9 @@ def summary(records: Records, samples: int = 5) -> str:
   sizes: collections.Counter[str] = collections.Counter()
   frames, words, questions, coded = 0, set(), 0, 0
   captions: collections.Counter[str] = collections.Counter()
+  lengths = []
   for record in records:
+    lengths.append(sum(len(text.split()) for text in _texts(record)))
     pictures = record.get("images") or record.get("frames") or []
     frames += len(pictures)
     # Not every writer stores the sizes.
@@ -45,11 +47,28 @@ def summary(records: Records, samples: int = 5) -> str:
     f"  questions  {questions}",
     f"  codes      {coded} records" + (f" by {_tower(records)}" if coded else ""),
     f"  info       {records.info}",
+    *histogram(lengths),
   ]
   for index in spread(len(records), samples):
     record = records[index]
     lines.append(f"  [{index}] {record.get('caption', '')!r} {_first_question(record)}")
   return "\n".join(lines)
+
+
+def _texts(record: dict[str, Any]) -> list[str]:
+  """All that is said in a record."""
+  said = [*(record.get("conversations_value") or []), *(record.get("sentences") or [])]
+  return [record["caption"], *said] if record.get("caption") else said
+
+
+def histogram(lengths: list[int], bins: int = 8, width: int = 40) -> list[str]:
+  """Lines with a bar for every range of words a record."""
+  counts, edges = np.histogram(lengths, bins=min(bins, int(np.ptp(lengths)) + 1))
+  lines = []
+  for count, low, high in zip(counts, edges, edges[1:]):
+    bar = "#" * -(-int(count) * width // max(int(counts.max()), 1))
+    lines.append(f"    {low:6.0f} .. {high:<6.0f} {count:8} {bar}")
+  return ["  lengths    words a record", *lines]
 
 
 def _sizes(record, pictures):
@@ -90,7 +109,7 @@ def sheet(records: Records, count: int = 40, columns: int = 8) -> np.ndarray:
     for place, picture in enumerate(pictures):
       picture.thumbnail((192, 192))
       images.append(picture)
-      captions.append("" if place else record.get("caption", ""))
+      captions.append("" if place else next(iter(_texts(record)), ""))
   if not images:
     raise ValueError(f"{records.path} holds no pictures to show")
   scale = max(1, 120 // max(image.width for image in images))

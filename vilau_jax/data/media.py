@@ -1,12 +1,14 @@
 """Pictures and videos: opened with limits, made square, written, laid out in sheets."""
 
+import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 2**20
@@ -35,13 +37,29 @@ def open_image(source: Source) -> Image.Image:
     return _from_array(source)
   name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
   if not isinstance(source, bytes):
-    try:
-      source = pathlib.Path(source).read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-      raise ValueError(f"no image file at {name}") from error
+    source = read_file(source)
+  with _opened(source, name) as image:
+    return _rgb(image, name)
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """The bytes of a picture's file.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
   try:
-    with Image.open(io.BytesIO(source)) as image:
-      return _rgb(image, name)
+    return epath.Path(path).read_bytes()
+  except (FileNotFoundError, IsADirectoryError) as error:
+    raise ValueError(f"no image file at {os.fspath(path)}") from error
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+  """The picture, not decoded yet; what goes wrong with it inside the block is a ValueError."""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      yield image
   except UnidentifiedImageError as error:
     raise ValueError(f"{name} is not a picture that can be read") from error
   except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
@@ -52,7 +70,38 @@ def open_image(source: Source) -> Image.Image:
     raise ValueError(f"{name} is a broken or cut-off picture: {error}") from error
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+class Stored(NamedTuple):
+  """A picture as records keep it."""
+
+  data: bytes
+  width: int
+  height: int
+
+
+def store(data: bytes, size: int = 0) -> Stored:
+  """What to keep of an encoded picture, once it has been decoded to its end.
+
+  JPEG, PNG and WebP stay as they are, with their EXIF, everything else becomes PNG.
+
+  Args:
+    size: squeeze it to size x size (bicubic), as PNG; 0 keeps it.
+
+  Raises:
+    ValueError: see open_image.
+  """
+  name = "the picture"
+  with _opened(data, name) as image:
+    if size:
+      return Stored(encode_png(to_square(_rgb(image, name), size)), size, size)
+    _check_size(image, name)
+    if image.format in ("JPEG", "MPO", "PNG", "WEBP"):  # MPO: a JPEG with a second view behind it
+      image.load()
+      return Stored(data, *image.size)
+    image = _rgb(image, name)
+  return Stored(encode_png(image), *image.size)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
   width, height = image.size
   if width < 1 or height < 1:
     raise ValueError(f"{name} is empty: {width}x{height} pixels")
@@ -60,6 +109,10 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     raise ValueError(
       f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are read (make it smaller)"
     )
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+  _check_size(image, name)
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -141,7 +194,21 @@ def frame_indices(count: int, frames: int) -> list[int]:
   return [int(i) for i in np.round(np.linspace(0, count - 1, frames))]
 
 
+class Clip(NamedTuple):
+  """Frames of a video: which they are, of how many, at how many a second (0 = unknown)."""
+
+  frames: list[Image.Image]
+  indices: list[int]
+  total: int
+  fps: float
+
+
 def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list[Image.Image]:
+  """`count` frames of a video, see read_clip."""
+  return read_clip(source, count).frames
+
+
+def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
   """`count` frames of a video, evenly spread from the first to the last.
 
   Args:
@@ -154,7 +221,7 @@ def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list
   if count < 1:
     raise ValueError(f"at least one frame must be taken from a video, got {count}")
   if isinstance(source, str | os.PathLike):
-    path = pathlib.Path(source)
+    path = epath.Path(source)
     if path.is_file():
       return _read_container(path, count)
     if not path.is_dir():
@@ -165,31 +232,41 @@ def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list
     source = found
   if not len(source):
     raise ValueError("a video must have at least one frame")
-  return [open_image(source[i]) for i in frame_indices(len(source), count)]
+  wanted = frame_indices(len(source), count)
+  return Clip([open_image(source[i]) for i in wanted], wanted, len(source), 0.0)
 
 
-def _read_container(path: pathlib.Path, count: int) -> list[Image.Image]:
+def _read_container(path: epath.Path, count: int) -> Clip:
   import av  # here, because only videos in files need it
 
+  if not path.stat().length:
+    raise ValueError(f"{path} is an empty file")
   try:
-    with av.open(str(path)) as container:
-      if not container.streams.video:
-        raise ValueError(f"{path} holds no video")
-      # Reported frame counts are unreliable: decode once to count, once to take.
-      total = sum(1 for _ in container.decode(video=0))
-    wanted = frame_indices(total, count) if total else []
-    taken: dict[int, Image.Image] = {}
-    with av.open(str(path)) as container:
-      for index, frame in enumerate(container.decode(video=0)):
-        if index in wanted:
-          taken[index] = frame.to_image()
-        if len(taken) == len(set(wanted)):
+    with path.open("rb") as file:
+      with av.open(file) as container:
+        if not container.streams.video:
+          raise ValueError(f"{path} holds no video")
+        fps = float(container.streams.video[0].average_rate or 0)
+        expected = sum(packet.size > 0 for packet in container.demux(video=0))
+      # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
+      for _ in range(2):
+        wanted, total, taken = frame_indices(max(expected, 1), count), 0, {}
+        file.seek(0)
+        with av.open(file) as container:
+          for index, frame in enumerate(container.decode(video=0)):
+            total += 1
+            if index in wanted:
+              if frame.width * frame.height > MAX_PIXELS:
+                raise ValueError(f"{path} has frames of {frame.width}x{frame.height} pixels")
+              taken[index] = frame.to_image()
+        if total == expected or not total:
           break
+        expected = total
   except av.error.FFmpegError as error:
     raise ValueError(f"{path} is not a video that can be read: {error}") from error
   if not taken:
     raise ValueError(f"{path} holds no frame")
-  return [taken[i] for i in wanted]
+  return Clip([taken[i] for i in wanted], wanted, total, fps)
 
 
 def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> pathlib.Path:

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
-from array_record.python import array_record_module
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from etils import epath
+from google.protobuf import message
+
+from vilau_jax.data.example import Example
+from vilau_jax.data.shards import open_writer, random_access, shard_name, writer_of
 
 SCHEMA_VERSION = 1
 INFO = "dataset_info.json"
@@ -48,52 +50,6 @@ FEATURES = {
   "scene": "text",
 }
 KINDS = ("pair", "i2t", "t2i", "t2v", "interleaved", "sft", "text")
-# Random access reads single records; PNG and JPEG do not compress further.
-WRITER_OPTIONS = "group_size:1,uncompressed"
-
-
-def _example_class() -> type[message.Message]:
-  """tf.train.Example with the field numbers of TensorFlow, in a pool of its own."""
-  file = descriptor_pb2.FileDescriptorProto(
-    name="vilau_jax/example.proto", package="vilau_jax", syntax="proto3"
-  )
-  field = descriptor_pb2.FieldDescriptorProto
-  for name, kind in (
-    ("BytesList", field.TYPE_BYTES),
-    ("FloatList", field.TYPE_FLOAT),
-    ("Int64List", field.TYPE_INT64),
-  ):
-    file.message_type.add(name=name).field.add(
-      name="value", number=1, type=kind, label=field.LABEL_REPEATED
-    )
-  feature = file.message_type.add(name="Feature")
-  feature.oneof_decl.add(name="kind")
-  for number, (name, kind) in enumerate(
-    (("bytes_list", "BytesList"), ("float_list", "FloatList"), ("int64_list", "Int64List")), 1
-  ):
-    feature.field.add(
-      name=name, number=number, type=field.TYPE_MESSAGE, type_name=f".vilau_jax.{kind}",
-      label=field.LABEL_OPTIONAL, oneof_index=0,
-    )  # fmt: skip
-  features = file.message_type.add(name="Features")
-  entry = features.nested_type.add(name="FeatureEntry")
-  entry.options.map_entry = True
-  entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
-  for parent, name, kind, label in (
-    (entry, "value", "Feature", field.LABEL_OPTIONAL),
-    (features, "feature", "Features.FeatureEntry", field.LABEL_REPEATED),
-    (file.message_type.add(name="Example"), "features", "Features", field.LABEL_OPTIONAL),
-  ):
-    parent.field.add(
-      name=name, number=2 if parent is entry else 1, type=field.TYPE_MESSAGE,
-      type_name=f".vilau_jax.{kind}", label=label,
-    )  # fmt: skip
-  pool = descriptor_pool.DescriptorPool()
-  pool.Add(file)
-  return message_factory.GetMessageClass(pool.FindMessageTypeByName("vilau_jax.Example"))
-
-
-_Example = _example_class()
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -105,7 +61,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
   Raises:
     ValueError: for an unknown feature, or a value of another type.
   """
-  example = _Example()
+  example = Example()
   for name, value in record.items():
     if name not in FEATURES:
       near = difflib.get_close_matches(name, FEATURES, n=1)
@@ -120,7 +76,9 @@ def encode(record: Mapping[str, Any]) -> bytes:
       if kind.startswith("text"):
         feature.bytes_list.value.extend([v.encode() for v in values])
       elif kind.startswith("blob"):
-        feature.bytes_list.value.extend([bytes(memoryview(v)) for v in values])
+        feature.bytes_list.value.extend(
+          [v if isinstance(v, bytes) else bytes(memoryview(v)) for v in values]
+        )
       elif kind.startswith("int"):
         feature.int64_list.value.extend([int(v) for v in np.asarray(values, np.int64)])
       else:
@@ -131,13 +89,24 @@ def encode(record: Mapping[str, Any]) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
+def encode_checked(record: Mapping[str, Any]) -> bytes:
+  """Like encode, for a whole record.
+
+  Raises:
+    ValueError: also for an unknown kind.
+  """
+  if record.get("kind") not in KINDS:
+    raise ValueError(f"a record's kind must be one of {KINDS}, got {record.get('kind')!r}")
+  return encode(record)
+
+
 def decode(data: bytes) -> dict[str, Any]:
   """Inverse of encode; features that this version does not know are left out.
 
   Raises:
     ValueError: if the bytes are no record.
   """
-  example = _Example()
+  example = Example()
   try:
     example.ParseFromString(data)
   except message.DecodeError as error:
@@ -186,16 +155,12 @@ def get_codes(record: Mapping[str, Any], name: str = "codes") -> np.ndarray:
   return np.frombuffer(record[name], "<u2").reshape(record[f"{name}_shape"])
 
 
-def shard_name(name: str, index: int, count: int) -> str:
-  return f"{name}-{index:05}-of-{count:05}.array_record"
-
-
 def write_shard(path: str | os.PathLike, encoded: Iterable[bytes]) -> int:
   """Writes one shard, which appears under its name only when it is whole; returns its records."""
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   count = 0
-  writer = array_record_module.ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+  writer = open_writer(temporary, writer_of(path))
   try:
     for data in encoded:
       writer.write(data)
@@ -207,9 +172,21 @@ def write_shard(path: str | os.PathLike, encoded: Iterable[bytes]) -> int:
 
 
 def write_info(
-  directory: pathlib.Path, name: str, shards: Mapping[str, int], kinds: Mapping[str, int], info
+  directory: os.PathLike,
+  name: str,
+  shards: Mapping[str, int],
+  kinds: Mapping[str, int],
+  info: Mapping[str, Any] | None,
+  features: Mapping[str, int] | None = None,
 ) -> None:
-  """Writes dataset_info.json, which makes a directory of records complete."""
+  """Writes dataset_info.json, which makes a directory of records complete.
+
+  Args:
+    shards: file -> records.
+    kinds: kind -> records.
+    info: see Writer.
+    features: feature -> how many records have it, where that was counted.
+  """
   content = {
     "schema_version": SCHEMA_VERSION,
     "name": name,
@@ -217,10 +194,12 @@ def write_info(
     "kinds": dict(sorted(kinds.items())),
     "shards": [{"file": file, "records": count} for file, count in shards.items()],
     "info": dict(info or {}),
+    **({"features": dict(features)} if features else {}),
   }
+  directory = epath.Path(directory)
   temporary = directory / f".{INFO}.{os.getpid()}"
-  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-  os.replace(temporary, directory / INFO)
+  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+  temporary.replace(directory / INFO)
 
 
 class Writer:
@@ -272,12 +251,10 @@ class Writer:
     Raises:
       ValueError: for an unknown kind or feature.
     """
-    if record.get("kind") not in KINDS:
-      raise ValueError(f"a record's kind must be one of {KINDS}, got {record.get('kind')!r}")
-    data = encode(record)
+    data = encode_checked(record)
     if self._writer is None:
       path = self._partial / f"{len(self._counts):05}"
-      self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
+      self._writer = open_writer(path)
       self._counts.append(0)
     self._writer.write(data)
     self._counts[-1] += 1
@@ -329,7 +306,7 @@ class Records:
     for file in self.shards:
       if not (self.path / file).is_file():
         raise ValueError(f"the shard {file} of {self.path} is missing; write the records again")
-    self._source = grain.sources.ArrayRecordDataSource([str(self.path / f) for f in self.shards])
+    self._source = random_access([str(self.path / file) for file in self.shards])
     if len(self._source) != content["records"]:
       raise ValueError(
         f"{self.path} holds {len(self._source)} records, {INFO} says {content['records']}; "
@@ -380,14 +357,14 @@ def read_info(directory: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: see Records.
   """
-  path = pathlib.Path(directory) / INFO
-  if not path.is_file():
+  path = epath.Path(directory) / INFO
+  if not path.exists():
     raise ValueError(
       f"{directory} holds no records ({INFO} is missing): give a directory that `vilau data "
       "import` or `vilau tokenize` has finished"
     )
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON: {error}") from error
   version = content.get("schema_version")

@@ -36,10 +36,20 @@ class Vision:
     self._sizes = (1, 8, most) if most > 8 else (1, most)
 
   def encode(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [n, S, S, 3] -> codes int32 [n, T, R]."""
+    """uint8 [n, S, S, 3] -> codes int32 [n, T, R]; full batches are shared by this process's
+    devices."""
     c = self.config
     empty = np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)
-    return self._run(_encode, images, empty=empty)
+    return self._run(_encode, images, empty=empty, spread=True)
+
+  @functools.cached_property
+  def _everywhere(self) -> tuple[jax.sharding.NamedSharding, Any]:
+    """How rows are shared by the devices of this process, and the weights on each of them."""
+    devices = np.asarray(jax.local_devices())
+    mesh = jax.sharding.Mesh(devices, ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return rows, jax.device_put(self._variables, whole)
 
   def decode(
     self, codes: np.ndarray, known: np.ndarray | None = None, floats: bool = False
@@ -69,14 +79,20 @@ class Vision:
   def _width(self) -> int:
     return self.config.vision.width
 
-  def _run(self, program: Callable, *rows: np.ndarray, empty: np.ndarray) -> np.ndarray:
+  def _run(
+    self, program: Callable, *rows: np.ndarray, empty: np.ndarray, spread: bool = False
+  ) -> np.ndarray:
     parts, done, total = [empty], 0, len(rows[0])
     while done < total:
       size = next((s for s in self._sizes if s >= total - done), self._sizes[-1])
       here = [r[done : done + size] for r in rows]
       count = len(here[0])
       filled = [np.concatenate([h, np.repeat(h[-1:], size - count, axis=0)]) for h in here]
-      parts.append(np.asarray(program(self._tower, self._variables, *filled))[:count])
+      variables, devices = self._variables, jax.local_device_count()
+      if spread and size == self._sizes[-1] and devices > 1 and size % devices == 0:
+        share, variables = self._everywhere
+        filled = [jax.device_put(f, share) for f in filled]
+      parts.append(np.asarray(program(self._tower, variables, *filled))[:count])
       done += count
     return np.concatenate(parts)
 

@@ -1,151 +1,138 @@
 """A folder of pictures with captions.
 
-Captions stand in NAME.txt beside NAME.png, or in captions.csv or captions.jsonl in the folder with
-the columns (keys) `file` and `caption`; `file` is relative to the folder. Without such a list,
-every picture in the folder and its subfolders is taken, ordered by path.
+Captions stand in NAME.txt beside NAME.png, or in captions.csv, captions.jsonl or captions.parquet
+in the folder, with the columns (keys) `file` and `caption`; `file` is relative to the folder.
+Without such a list, every picture in the folder and its subfolders is taken, ordered by path.
 """
 
-import csv
-import json
+import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from vilau_jax.data import media, records
+from etils import epath
 
-LISTS = ("captions.csv", "captions.jsonl")
-REJECTS = "rejects.jsonl"
+from vilau_jax.data import imports, media, pieces
+from vilau_jax.data.formats import entries, parquet, ranges
+from vilau_jax.data.formats.ranges import Entry
+from vilau_jax.data.pieces import Piece
 
-
-class Entry(NamedTuple):
-  """A picture's path relative to the folder, and its caption as far as there is one."""
-
-  file: str
-  caption: str | None
+LISTS = ("captions.csv", "captions.jsonl", "captions.parquet")
+COLUMNS = ("file", "caption")
+FILES = 500  # pictures of a piece
 
 
-def convert(
-  source: str | os.PathLike | None,
-  output: str | os.PathLike,
-  *,
-  size: int = 0,
-  records_per_shard: int = 10_000,
-  progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, int]:
-  """Writes the records of a folder and `rejects.jsonl` (file, reason) beside the shards.
-
-  The same folder and arguments give byte-identical shards. Interrupted, nothing is left and it can
-  be run again.
+def plan(source: str | os.PathLike | None, *, size: int = 0) -> imports.Plan:
+  """Records of kind "pair".
 
   Args:
     source: the folder.
-    size: pictures are squeezed to size x size (bicubic); 0 keeps them as they are, encoded as they
-      are where they are PNG, JPEG or WebP.
-    records_per_shard: the last shard may hold fewer.
-    progress: called with the number of finished files and of all.
-
-  Returns:
-    {"accepted": .., "rejected": ..}.
+    size: pictures are squeezed to size x size (bicubic); 0 keeps them, encoded as they are where
+      they are PNG, JPEG or WebP.
 
   Raises:
-    ValueError: if there is no folder, its list of captions is broken, or nothing was accepted.
+    ValueError: if there is no folder, it holds no pictures, or its list lacks a column.
   """
-  if source is None:
-    raise ValueError("the folder format needs --source=FOLDER with pictures and captions")
-  root, output = pathlib.Path(source), pathlib.Path(output)
-  if not root.is_dir():
-    raise ValueError(f"no folder at {root}")
-  entries = list(read_entries(root))
-  if not entries:
-    raise ValueError(f"{root} holds no pictures ({', '.join(media.IMAGE_SUFFIXES)})")
-  rejects: list[dict[str, str]] = []
-  info = {"format": "folder", "size": size, "source": root.name}
-  with records.Writer(output, "data", records_per_shard=records_per_shard, info=info) as writer:
-    for number, entry in enumerate(entries, 1):
-      try:
-        writer.write(_record(root, entry, size))
-      except ValueError as error:
-        rejects.append({"file": entry.file, "reason": str(error)})
-      progress(number, len(entries))
-    if not writer.count:
-      raise ValueError(
-        f"none of {len(entries)} pictures in {root} was accepted; the first: "
-        f"{rejects[0]['file']}: {rejects[0]['reason']}"
-      )
-    accepted = writer.count
-  lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-  (output / REJECTS).write_text(lines, encoding="utf-8")
-  return {"accepted": accepted, "rejected": len(rejects)}
-
-
-def read_entries(root: pathlib.Path) -> Iterator[Entry]:
-  """Pictures and captions in their order.
-
-  Raises:
-    ValueError: if the list of captions cannot be read or lacks a column; names the line.
-  """
+  root = entries.folder(source, "FOLDER with pictures and captions")
   lists = [root / name for name in LISTS if (root / name).is_file()]
   if len(lists) > 1:
-    raise ValueError(f"{root} holds both {LISTS[0]} and {LISTS[1]}; keep one")
+    raise ValueError(f"{root} holds both {lists[0].name} and {lists[1].name}; keep one")
   if lists:
-    yield from (_from_csv if lists[0].suffix == ".csv" else _from_jsonl)(lists[0])
-    return
-  paths = (p for p in root.rglob("*") if p.suffix.lower() in media.IMAGE_SUFFIXES and p.is_file())
-  for path in sorted(paths, key=lambda p: p.relative_to(root).as_posix()):
-    text = path.with_suffix(".txt")
-    caption = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
-    yield Entry(path.relative_to(root).as_posix(), caption)
+    made, files = _list_pieces(lists[0]), pieces.fingerprint(root, lists)
+  else:
+    made, files = functools.partial(_file_pieces, root), _listing(root)
+  return imports.Plan(
+    format="folder",
+    settings={"size": size},
+    source=root.name,
+    files=files,
+    pieces=made,
+    convert=functools.partial(_convert, str(root), size),
+    unique="record",  # a picture may have several captions
+  )
 
 
-def _from_csv(path: pathlib.Path) -> Iterator[Entry]:
-  with open(path, encoding="utf-8-sig", newline="") as f:
-    rows = csv.DictReader(f)
-    missing = {"file", "caption"} - set(rows.fieldnames or [])
-    if missing:
-      raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {rows.fieldnames}")
-    for row in rows:
-      yield Entry(row["file"], row["caption"])
+def _list_pieces(path: epath.Path):
+  if path.suffix == ".parquet":
+    return functools.partial(parquet.pieces, [path])
+  if path.suffix == ".csv":
+    next(ranges.split_csv(path, COLUMNS), None)  # the header, before anything is written
+    return lambda: entries.range_pieces(path, ranges.split_csv(path, COLUMNS))
+  return functools.partial(entries.json_pieces, path)
 
 
-def _from_jsonl(path: pathlib.Path) -> Iterator[Entry]:
-  for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-      yield Entry(str(row["file"]), row.get("caption"))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-      raise ValueError(
-        f'{path}, line {number}: expected {{"file": .., "caption": ..}}, got {line[:80]!r}'
-      ) from error
+def _pictures(root: epath.Path) -> Iterator[str]:
+  """Paths relative to root, in the order of the whole paths."""
+
+  def below(folder: str, prefix: str):
+    if "://" in folder:
+      names = sorted(p.name + "/" * p.is_dir() for p in epath.Path(folder).iterdir())
+    else:
+      with os.scandir(folder) as found:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in found)
+    for name in names:
+      if name.endswith("/"):
+        yield from below(os.path.join(folder, name[:-1]), prefix + name)
+      elif name.lower().endswith(media.IMAGE_SUFFIXES):
+        yield prefix + name
+
+  return below(str(root), "")
 
 
-def _record(root: pathlib.Path, entry: Entry, size: int) -> dict[str, Any]:
-  """The record of an entry; a ValueError says why it is rejected."""
-  path = root / entry.file
-  if not path.resolve().is_relative_to(root.resolve()):
-    raise ValueError("the file is outside of the folder")
-  if not path.is_file():
-    raise ValueError("no image: the file is missing")
-  if entry.caption is None:
-    raise ValueError(f"no caption: {path.with_suffix('.txt').name} is missing")
-  caption = str(entry.caption).strip()
-  if not caption:
-    raise ValueError("the caption is empty")
-  data = path.read_bytes()
-  image = media.open_image(data)
-  if size:
-    data = media.encode_png(media.to_square(image, size))
-  elif path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-    data = media.encode_png(image)
-  width, height = (size, size) if size else image.size
+def _listing(root: epath.Path) -> dict[str, str]:
+  """One digest of all names: the pictures of a big folder are too many to name them one by one.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  names = list(_pictures(root))
+  if not names:
+    raise ValueError(f"{root} holds no pictures ({', '.join(media.IMAGE_SUFFIXES)})")
+  return {"the list of pictures": f"{len(names)}:{pieces.digest(chr(10).join(names).encode())}"}
+
+
+def _file_pieces(root: epath.Path) -> Iterator[Piece]:
+  names = list(_pictures(root))
+  for start in range(0, len(names), FILES):
+    part = names[start : start + FILES]
+    yield Piece(f"{part[0]} .. {part[-1]}", part, len(part) / len(names))
+
+
+def _convert(root: str, size: int, payload: Any) -> Iterator[pieces.Converted]:
+  if isinstance(payload, ranges.Range):
+    found = ranges.read_range(payload)
+  elif isinstance(payload, parquet.Group):
+    found = parquet.rows(payload)
+  else:
+    found = (_beside(root, name) for name in payload)
+  return entries.convert(found, functools.partial(_record, root, size), key="file")
+
+
+def _beside(root: str, name: str) -> Entry:
+  """A picture and the caption in the text file beside it."""
+  text = os.path.splitext(name)[0] + ".txt"
+  value = {"file": name}
+  try:
+    data = entries.read_file(os.path.join(root, text))
+    return Entry(name, 0, {**value, "caption": data.decode("utf-8-sig")})
+  except FileNotFoundError:
+    return Entry(name, 0, {**value, "missing": os.path.basename(text)})
+  except UnicodeDecodeError as error:
+    return Entry(name, 0, {**value, "wrong": f"{text} is not UTF-8 (byte {error.start})"})
+
+
+def _record(root: str, size: int, value: dict[str, Any], number: int) -> dict[str, Any]:
+  if value.get("missing"):
+    raise ValueError(f"no caption: {value['missing']} is missing")
+  if value.get("wrong"):
+    raise ValueError(value["wrong"])
+  lacking = [name for name in COLUMNS if name not in value]
+  if lacking:
+    raise ValueError(f'expected {{"file": .., "caption": ..}}, it lacks {lacking}')
   return {
     "kind": "pair",
-    "id": entry.file,
+    "id": value["file"],
     "source": "folder",
-    "caption": caption,
-    "images": [data],
-    "width": [width],
-    "height": [height],
+    "caption": entries.text(value["caption"]),
+    **entries.images([entries.read(root, value["file"])], size),
   }

@@ -1,0 +1,141 @@
+"""Shard files: ArrayRecord, which training reads at random, and TFRecord for other tools."""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from array_record.python import array_record_module
+
+# Random access reads single records; PNG and JPEG do not compress further.
+ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
+WRITERS = {"array_record": ".array_record", "tfrecord": ".tfrecord"}
+
+
+class Writer(Protocol):
+  def write(self, data: bytes) -> object: ...
+  def close(self) -> None: ...
+
+
+def shard_name(name: str, index: int, count: int, writer: str = "array_record") -> str:
+  return f"{name}-{index:05}-of-{count:05}{WRITERS[writer]}"
+
+
+def writer_of(path: str | os.PathLike) -> str:
+  """Which writer a shard's name tells of."""
+  return next((w for w, suffix in WRITERS.items() if str(path).endswith(suffix)), "array_record")
+
+
+def open_writer(path: str | os.PathLike, writer: str = "array_record") -> Writer:
+  """A writer of one local file, which is unreadable until it is closed.
+
+  Raises:
+    ValueError: for an unknown writer.
+  """
+  if writer == "tfrecord":
+    return TfRecordWriter(path)
+  if writer != "array_record":
+    raise ValueError(f"records are written as one of {sorted(WRITERS)}, got {writer!r}")
+  return array_record_module.ArrayRecordWriter(os.fspath(path), ARRAY_RECORD_OPTIONS)
+
+
+def read_shard(path: str | os.PathLike, writer: str = "array_record") -> Iterator[bytes]:
+  """The records of one local file in their order."""
+  yield from _TfRecordSource([path]) if writer == "tfrecord" else _array_records(path)
+
+
+def _array_records(path: str | os.PathLike) -> Iterator[bytes]:
+  reader = array_record_module.ArrayRecordReader(os.fspath(path))
+  try:
+    for _ in range(reader.num_records()):
+      yield reader.read()
+  finally:
+    reader.close()
+
+
+def read_one(path: str | os.PathLike, number: int, writer: str = "array_record") -> bytes:
+  """Record `number` of one local file."""
+  if writer == "tfrecord":
+    return _TfRecordSource([path])[number]
+  reader = array_record_module.ArrayRecordReader(os.fspath(path))
+  try:
+    return reader.read([number])[0]
+  finally:
+    reader.close()
+
+
+def random_access(paths: Sequence[str]) -> Sequence[bytes]:
+  """All records of some files of one kind, by number.
+
+  Raises:
+    ValueError: for a TFRecord file that is cut off.
+  """
+  if paths and writer_of(paths[0]) == "tfrecord":
+    return _TfRecordSource(paths)
+  import grain  # here, because it takes jax along, which imports have no use for
+
+  return grain.sources.ArrayRecordDataSource(list(paths))
+
+
+def _checksum(data: bytes) -> int:
+  """TFRecord's masked CRC-32C."""
+  try:
+    import google_crc32c
+  except ImportError as error:
+    raise ValueError(
+      "TFRecord files need a checksum: pip install 'vilau_jax[tfrecord]' (google-crc32c)"
+    ) from error
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+class TfRecordWriter:
+  """Length, its checksum, the data, its checksum; and so on."""
+
+  def __init__(self, path: str | os.PathLike):
+    self._file = open(path, "wb")
+
+  def write(self, data: bytes) -> None:
+    length = struct.pack("<Q", len(data))
+    self._file.write(length + struct.pack("<I", _checksum(length)))
+    self._file.write(data + struct.pack("<I", _checksum(data)))
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class _TfRecordSource:
+  """Finds the records by their lengths when it is opened, 16 bytes of memory a record."""
+
+  def __init__(self, paths: Sequence[str | os.PathLike]):
+    self._paths, places = [os.fspath(path) for path in paths], []
+    for which, path in enumerate(self._paths):
+      offset, end = 0, os.path.getsize(path)
+      with open(path, "rb") as f:
+        while offset < end:
+          f.seek(offset)
+          head = f.read(8)
+          length = struct.unpack("<Q", head)[0] if len(head) == 8 else end
+          if offset + 16 + length > end:
+            raise ValueError(f"{path} is cut off in the record at byte {offset}")
+          places.append((which, offset))
+          offset += 16 + length
+    self._places = np.array(places, np.int64).reshape(-1, 2)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __getitem__(self, index: int) -> bytes:
+    which, offset = self._places[index]
+    with open(self._paths[which], "rb") as f:
+      f.seek(offset)
+      (length,) = struct.unpack("<Q", f.read(8))
+      f.seek(4, os.SEEK_CUR)
+      data, (crc,) = f.read(length), struct.unpack("<I", f.read(4))
+    if crc != _checksum(data):
+      raise ValueError(f"{self._paths[which]}: the record at byte {offset} is damaged")
+    return data
+
+  def __iter__(self) -> Iterator[bytes]:
+    return (self[index] for index in range(len(self)))
