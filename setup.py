@@ -6,6 +6,8 @@ import setuptools
 
 EXTRAS = {
   "quickstart": ["easy-vqa>=1.0"],
+  "hub": ["huggingface_hub>=0.30"],
+  "torch": ["torch>=2.5"],
   "parity": ["torch>=2.5", "transformers>=4.50"],
   "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "easy-vqa>=1.0"],
 }
@@ -37,11 +39,13 @@ setuptools.setup(
     "orbax-checkpoint>=0.12,<1",
     "pillow>=11",
     "protobuf>=5",
+    "PyYAML>=6",
     "rich>=13",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.9",
+    "tensorstore>=0.1.70",
   ],
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["vilau = vilau_jax.cli.main:main"]},

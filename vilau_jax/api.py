@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vilau_jax import checkpoint
+from vilau_jax import checkpoint, convert
 from vilau_jax.checkpoint import LoadedModel
 from vilau_jax.data.tokenizer import TowerTokenizer
 from vilau_jax.generate import image, interleaved, sampling, score, text
@@ -25,14 +25,18 @@ Seed = int | Sequence[int]
 
 
 def load(path: str | os.PathLike) -> "VilaU":
-  """Loads a model directory, or a training workdir at its newest checkpoint.
+  """Loads a model directory, a training workdir at its newest checkpoint, or a VILA-U release (a
+  folder with llm/ and vision_tower/, or "hf://owner/name").
 
   A directory may hold some components only; what needs a missing one says so when it is called.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
-    ValueError: if it was written by a newer release.
+    ValueError: if it was written by a newer release of vilau_jax, or is a VILA-U release that is
+      incomplete or not what its config says.
   """
+  if convert.is_release(path):
+    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path))
   return VilaU.from_loaded(checkpoint.load_model(path))
 
 

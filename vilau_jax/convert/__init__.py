@@ -5,7 +5,7 @@ that holds a tensor at a time (sources), one writer (exporter).
 """
 
 from vilau_jax.convert.exporter import export_checkpoint
-from vilau_jax.convert.formats import FORMATS
+from vilau_jax.convert.formats import FORMATS, is_release
 from vilau_jax.convert.formats import read_config as read_architecture
 from vilau_jax.convert.importer import import_checkpoint, load_checkpoint, verify
 from vilau_jax.convert.report import Report
@@ -15,6 +15,7 @@ __all__ = [
   "Report",
   "export_checkpoint",
   "import_checkpoint",
+  "is_release",
   "load_checkpoint",
   "read_architecture",
   "verify",

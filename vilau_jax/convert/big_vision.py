@@ -1,5 +1,5 @@
-"""SigLIP checkpoints of big_vision (.npz) <-> params/tower/{vision, text, logit_*}. Layouts are ours;
-layers stand alone ("encoderblock_3") or stacked ("encoderblock").
+"""SigLIP checkpoints of big_vision (.npz) <-> params/tower/{vision, text, logit_*}. Layouts are as
+here; layers stand alone ("encoderblock_3") or stacked ("encoderblock").
 """
 
 import pathlib

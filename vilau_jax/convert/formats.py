@@ -1,7 +1,7 @@
 """The families behind their names: how each is opened, planned and refused.
 
-"vila-u" and "llama" are folders, "siglip" is a folder or a big_vision .npz, "rqvae" is a folder with
-config.yaml and a .pt file, or that file.
+"vila-u" and "llama" are folders, "siglip" is a folder or a big_vision .npz, "rqvae" is a folder
+with config.yaml and a .pt file, or that file.
 """
 
 import dataclasses
@@ -79,6 +79,12 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
       "folder that was downloaded elsewhere does as well: --source=FOLDER"
     ) from error
   return folder
+
+
+def is_release(path: str | os.PathLike) -> bool:
+  """Whether this is a VILA-U release and no model directory; "hf://" names are taken for one."""
+  folder = pathlib.Path(path)
+  return str(path).startswith(HUB) or any(map(vilau.is_release, (folder, folder / "model")))
 
 
 def read_config(name: str, source: str | os.PathLike) -> VilaUConfig:

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.convert.formats import Checkpoint, locate, open_checkpoint
+from vilau_jax.convert.formats import Checkpoint, open_checkpoint
 from vilau_jax.convert.plan import Piece, check
 from vilau_jax.convert.report import Report, read_manifest, summarise, write_manifest
 from vilau_jax.convert.sources import shorten
@@ -87,7 +87,9 @@ def load_checkpoint(format: str, source: str | os.PathLike) -> checkpoint.Loaded
   return checkpoint.LoadedModel(opened.config, variables, *tokenizers, str(source))
 
 
-def verify(model: str | os.PathLike, source: str | os.PathLike) -> Report:
+def verify(
+  model: str | os.PathLike, source: str | os.PathLike, *, progress: Progress | None = None
+) -> Report:
   """Reads an imported model and its source again: every source tensor must have the SHA-256 of the
   manifest and, converted, the bits of the stored array.
 
@@ -102,7 +104,7 @@ def verify(model: str | os.PathLike, source: str | os.PathLike) -> Report:
   config = VilaUConfig.from_dict(checkpoint.read_config(model)["model"])
   if config != dataclasses.replace(opened.config, name=config.name):  # the folder may have moved
     wrong.append("config.json: another architecture than the source's")
-  reader, stored = _Reader(opened, None), checkpoint.open_arrays(model)
+  reader, stored = _Reader(opened, progress), checkpoint.open_arrays(model)
   for target, leaf in reader.streamed().items():
     array = stored.get(tuple(target.split("/")))
     if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
@@ -217,8 +219,8 @@ class _Reader:
   def _compare(self, first: str, name: str, value: np.ndarray, target: str, piece: Piece) -> None:
     other = self._tensors.read(name)
     if other.dtype != value.dtype or not np.array_equal(_bytes(other), _bytes(value)):
-      raise ValueError(f"{self._tensors.where}: {first} and {name} must be copies of one tensor, but "
-                       "they differ")  # fmt: skip
+      raise ValueError(f"{self._tensors.where}: {first} and {name} must be copies of one tensor, "
+                       "but they differ")  # fmt: skip
     if name not in self._records:
       self.copies += 1
     self._record(name, other, target, piece)

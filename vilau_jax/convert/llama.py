@@ -102,7 +102,7 @@ def _rope(fields: Fields) -> tuple[float, float]:
     rope.fixed("rope_type", "linear", "default")
     factor = rope.take("factor", float, 1.0)
     kind = rope.take("rope_type", str, None) or rope.take("type", str, "default")
-    if kind == "default" and factor != 1 or factor <= 0:
+    if (kind == "default" and factor != 1) or factor <= 0:
       raise ValueError(f"{fields.file}: {key} of type {kind!r} with factor {factor}")
     scaling = factor if kind == "linear" else scaling
     inner = rope.take("rope_theta", float, None)

@@ -76,7 +76,7 @@ class Report:
 
 
 def summarise(plan: Plan, dtypes: Mapping[str, np.dtype], names: Mapping[str, int]) -> tuple:
-  """Parts of a report: dtypes of our variables, and how many tensors of the checkpoint make each."""
+  """Parts of a report, from the dtypes of our variables and how many tensors make each."""
   counts: dict[str, list[int]] = {}
   for target, (shape, _) in plan.leaves.items():
     row = counts.setdefault(component(target), [0, 0, 0])

@@ -17,8 +17,14 @@ from vilau_jax.config import (
 from vilau_jax.convert.configs import Fields, compute_dtype
 from vilau_jax.convert.plan import LAYER, Row
 from vilau_jax.convert.transforms import (
-  CONV, HEADS_BIAS, HEADS_IN, HEADS_OUT, LINEAR, SAME, Transform,
-)  # fmt: skip
+  CONV,
+  HEADS_BIAS,
+  HEADS_IN,
+  HEADS_OUT,
+  LINEAR,
+  SAME,
+  Transform,
+)
 
 AT = "params/tower"
 PARTS = tuple(f"{AT}/{name}" for name in ("vision", "text", "logit_scale", "logit_bias"))

@@ -64,8 +64,8 @@ class Tensors:
     with _naming(info.file, name):
       value = self._file_of[name].read(name)
     if value.shape != info.shape or value.dtype != info.dtype:
-      raise ValueError(f"{info.file}: {name} is {value.dtype} {value.shape}, but the file announces "
-                       f"{info.kind} {info.shape}")  # fmt: skip
+      raise ValueError(f"{info.file}: {name} is {value.dtype} {value.shape}, but the file "
+                       f"announces {info.kind} {info.shape}")  # fmt: skip
     return value
 
 
@@ -282,7 +282,7 @@ class _Torch:
     if isinstance(stored, dict):
       chosen = next((k for k in self.STATES if isinstance(stored.get(k), dict)), None)
       if chosen is not None:
-        self.ignored = {k: f"beside {chosen}: not the model's weights" for k in stored}
+        self.ignored = dict.fromkeys(stored, f"beside {chosen}: not the model's weights")
         del self.ignored[chosen]
         stored = stored[chosen]
     if not isinstance(stored, dict) or not stored:

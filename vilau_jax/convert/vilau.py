@@ -1,19 +1,16 @@
-"""VILA-U releases: llm/, vision_tower/, mm_projector/ and config.json, a composition of Llama, SigLIP
-and RQ-VAE, and the depth transformer, whose weights lie with the tower.
+"""VILA-U releases: llm/, vision_tower/, mm_projector/ and config.json: a composition of Llama,
+SigLIP and RQ-VAE, and the depth transformer, whose weights lie with the tower.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
 from vilau_jax.config import DepthConfig, TextConfig, TowerConfig, VilaUConfig, VisionConfig
 from vilau_jax.convert import llama, rqvae, siglip
-from vilau_jax.convert.configs import Fields, compute_dtype, side
+from vilau_jax.convert.configs import Fields, side
 from vilau_jax.convert.plan import LAYER, Row
 from vilau_jax.convert.sources import inside, read_json
-from vilau_jax.convert.transforms import (
-  HEADS_BIAS, HEADS_IN, HEADS_OUT, LEADING_1, LINEAR, SAME, Shape,
-)  # fmt: skip
+from vilau_jax.convert.transforms import HEADS_BIAS, HEADS_IN, HEADS_OUT, LEADING_1, LINEAR, Shape
 from vilau_jax.models.vilau import PROJECTOR_LAYERS
 
 LLM, TOWER, PROJECTOR = "llm", "vision_tower", "mm_projector"
@@ -21,9 +18,8 @@ IGNORED = {f"{LLM}/{p}": why for p, why in llama.IGNORED.items()} | {
   f"{TOWER}/{p}": why for p, why in siglip.IGNORED.items()
 }
 _SIGLIP, _DEPTH = f"{TOWER}/rqvaesiglip.", f"{TOWER}/rqtransformer."
-_NEUTRAL = """resume_path interpolate_mode mm_projector_lr vision_tower_lr model_dtype tune_mm_projector
-  tune_language_model tune_vision_tower vision_resolution drop_path_rate min_tile_num max_tile_num
-  torchscript time_token_format time_token_ids""".split()
+_NEUTRAL = """resume_path interpolate_mode mm_projector_lr vision_tower_lr model_dtype
+  tune_mm_projector tune_language_model tune_vision_tower vision_resolution torchscript""".split()
 _NESTED = (
   "add_cross_attention cross_attention_hidden_size is_decoder is_encoder_decoder pruned_heads \
   tf_legacy_loss tie_encoder_decoder tie_word_embeddings torchscript use_bfloat16".split()
@@ -158,9 +154,9 @@ def _pretrained(codec: Fields, root: pathlib.Path) -> tuple[VisionConfig, TextCo
   published = siglip.hub_config(name)
   if published is None:
     raise ValueError(
-      f"{codec.file}: {codec.path}pretrained_model is {name!r}: neither a folder of this checkpoint "
-      f"with a config.json nor one of {', '.join(siglip.HUB)}; put the SigLIP config.json into "
-      f"{root / 'siglip_config'} and name that folder"
+      f"{codec.file}: {codec.path}pretrained_model is {name!r}: neither a folder of this "
+      f"checkpoint with a config.json nor one of {', '.join(siglip.HUB)}; put the SigLIP "
+      f"config.json into {root / 'siglip_config'} and name that folder"
     )
   return published
 
@@ -211,7 +207,7 @@ def _check_copies(
 
 
 def _check_processor(file: pathlib.Path, image_size: int) -> None:
-  """Pictures are resized to the square, bicubic, and scaled to [-1, 1]; anything else is refused."""
+  """Pictures are resized to the square, bicubic, and scaled to [-1, 1]; all else is refused."""
   if not file.is_file():
     return
   values = read_json(file)
@@ -310,8 +306,8 @@ def unsupported(config: VilaUConfig) -> list[str]:
     wrong.append("a tower without both SigLIP encoders")
   elif config.tower.vision.pool_positions:
     wrong.append("tower.vision.pool_positions")
-  default = dataclasses.replace(config.depth, width=0, depth=0, heads=0, dropout=0.0, unroll=False)
-  if default != DepthConfig(0, 4 * config.depth.width, 0, 0, dropout=0.0):
-    wrong.append(f"depth.hidden {config.depth.hidden} or depth.eps {config.depth.eps} (4 x width and "
-                 "1e-05 there)")  # fmt: skip
+  if config.depth.hidden != 4 * config.depth.width:
+    wrong.append(f"depth.hidden {config.depth.hidden} (4 x width there)")
+  if config.depth.eps != 1e-5:
+    wrong.append(f"depth.eps {config.depth.eps} (1e-05 there)")
   return wrong

@@ -54,8 +54,12 @@ class Runtime:
       self._parts.add("projector")
     self._tower: dict[str, Any] = {}
     if "tower" in self._parts:
-      self._tower = {"params": params["tower"], "quantizer": loaded.variables["quantizer"]}
+      self._tower = {
+        "params": params["tower"], "quantizer": loaded.variables.get("quantizer", {}),
+      }  # fmt: skip
       self.vision = Vision(self.config.tower, self._tower, self.config.dtype)
+      if not self._tower["quantizer"]:  # an imported SigLIP: encoders, and no codes
+        self._parts.remove("tower")
     if "llm" in self._parts:
       self.engine = Engine(self.config, loaded.variables)
       self.settings = forms.SequenceSettings.from_model(self.config)
@@ -65,7 +69,8 @@ class Runtime:
     variables: dict[str, Any] = {"params": {}}
     if self._tower:
       variables["params"]["tower"] = self._tower["params"]
-      variables["quantizer"] = self._tower["quantizer"]
+      if self._tower["quantizer"]:
+        variables["quantizer"] = self._tower["quantizer"]
     if "llm" in self._parts:
       variables["params"] |= stacked(self.engine.params, self.engine.stored)
     return variables
@@ -99,9 +104,10 @@ class Runtime:
 
   def need_contrastive(self, *parts: str) -> None:
     """Refuses towers without the contrastive route, or without these parts of it."""
-    self.need("tower")
-    missing = [p for p in parts if p not in self._tower["params"]]
-    if missing or self.config.tower.encoder != "siglip":
+    if "vision" in parts:  # what is embedded are quantised features
+      self.need("tower")
+    held = self._tower.get("params", {})
+    if any(p not in held for p in parts) or self.config.tower.encoder != "siglip":
       raise ValueError(f"the tower of {self.path} has no contrastive route for this")
 
   def visual_wish(self, cfg_scale=None, temperature=None, top_k=None, top_p=None):

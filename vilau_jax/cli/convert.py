@@ -1,0 +1,78 @@
+"""PyTorch checkpoints in and out, bit for bit
+
+vilau convert import FORMAT --source=PATH --output=DIR [--tower_tokenizer=FILE]
+    checkpoint -> model directory. FORMAT and what PATH is:
+      vila-u  a release folder: config.json, llm/, vision_tower/, mm_projector/
+      siglip  a Hugging Face folder, or big_vision's .npz
+      llama   a Hugging Face folder (safetensors or .bin, one file or shards with their index)
+      rqvae   a folder with config.yaml and model.pt
+    PATH may be hf://owner/name (pip install 'vilau_jax[hub]'). Every tensor of the source is used
+    or listed as not used with the reason; anything else is an error that lists all that is wrong.
+    Tensors keep their dtype. manifest.json in DIR names each with its shape, dtype and SHA-256.
+vilau convert export FORMAT --model=DIR --output=PATH [--shard_gb=5]
+    model directory or training workdir -> checkpoint folder that transformers (llama, siglip), the
+    VILA-U code (vila-u) or rq-vae-transformer (rqvae) open. A model with an extension that the
+    format has no place for is refused.
+vilau convert verify --model=DIR --source=PATH
+    reads both again and compares every bit.
+
+Both directions hold one tensor at a time in memory. An interrupted run leaves nothing behind.
+"""
+
+import difflib
+
+from absl import flags
+
+# Overridable, so that several commands can be imported into one process.
+_SOURCE = flags.DEFINE_string(
+  "source", None, "import, verify: checkpoint folder or file, or hf://owner/name",
+  allow_override=True,
+)  # fmt: skip
+_MODEL = flags.DEFINE_string(
+  "model", None, "export, verify: model directory or training workdir", allow_override=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "import, export: what to write; must not exist yet", allow_override=True
+)
+_TEXTS = flags.DEFINE_string(
+  "tower_tokenizer", None, "import: SigLIP's sentencepiece model (spiece.model), for embed_texts",
+  allow_override=True,
+)  # fmt: skip
+_SHARD = flags.DEFINE_float(
+  "shard_gb", 5.0, "export: size of a safetensors file at most, in 10^9 bytes", lower_bound=1e-6
+)
+_NEEDS = {"import": ("source", "output"), "export": ("model", "output"),
+          "verify": ("model", "source")}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+  action = argv[0] if argv else ""
+  if action not in _NEEDS or len(argv) != (1 if action == "verify" else 2):
+    raise ValueError(f"expected import FORMAT, export FORMAT or verify, got {' '.join(argv)!r}; "
+                     "see vilau convert --help")  # fmt: skip
+  given = dict(source=_SOURCE.value, model=_MODEL.value, output=_OUTPUT.value)
+  for name in _NEEDS[action]:
+    if not given[name]:
+      raise ValueError(f"--{name} is missing; see vilau convert --help")
+  from vilau_jax import convert  # flags first: jax takes seconds
+  from vilau_jax.cli.progress import Bar
+
+  if action != "verify" and argv[1] not in convert.FORMATS:
+    near = difflib.get_close_matches(argv[1], convert.FORMATS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown format {argv[1]!r}{hint}; known: {', '.join(convert.FORMATS)}")
+  with Bar("tensors") as bar:
+    if action == "import":
+      report = convert.import_checkpoint(
+        argv[1], given["source"], given["output"], tower_tokenizer=_TEXTS.value, progress=bar.update
+      )
+    elif action == "export":
+      report = convert.export_checkpoint(
+        argv[1], given["model"], given["output"], shard_bytes=int(_SHARD.value * 1e9),
+        progress=bar.update,
+      )  # fmt: skip
+    else:
+      report = convert.verify(given["model"], given["source"], progress=bar.update)
+  print(report.table())
+  print(f"{report.action} {report.source} -> {report.output} in {report.seconds:.1f} s")
+  return 0
