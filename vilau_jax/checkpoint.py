@@ -311,12 +311,17 @@ def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
 
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
   if any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
+    streams = _StreamedHandler()
     handlers = ocp.type_handlers.create_type_handler_registry(
-      (Streamed, _StreamedHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+      (Streamed, streams), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
-    with ocp.Checkpointer(handler) as writer:
-      writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+    try:
+      with ocp.Checkpointer(handler) as writer:
+        writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+    finally:
+      if streams.failure is not None:  # what orbax says after it follows from it
+        raise streams.failure
     return
   with ocp.StandardCheckpointer() as writer:
     writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
@@ -324,23 +329,36 @@ def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
 
 class _StreamedHandler(ocp.type_handlers.NumpyHandler):
   """Writes Streamed leaves so that they are read as arrays: one leaf, and one part of it, at a
-  time; the parts are the chunks on disk."""
+  time; the parts are the chunks on disk.
+
+  Attributes:
+    failure: what went wrong first. It does not leave the coroutine that met it: orbax would return
+      while the others still write into a directory that is about to be removed.
+  """
 
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
     self._one = asyncio.Semaphore(1)
+    self.failure: Exception | None = None
 
   async def _open_and_write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
     async with self._one:
-      parts = value.parts()
-      index, part = next(parts)
-      chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
-      tspec.get("base", tspec)["metadata"]["chunks"] = chunks
-      spec = tensorstore.Spec(tspec)
-      store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-      while part is not None:
-        await (store if index is None else store[index]).write(part)
-        index, part = next(parts, (None, None))
+      if self.failure is None:
+        try:
+          await self._write(value, tspec, ts_context)
+        except Exception as error:
+          self.failure = error
+
+  async def _write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
+    parts = value.parts()
+    index, part = next(parts)
+    chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
+    tspec.get("base", tspec)["metadata"]["chunks"] = chunks
+    spec = tensorstore.Spec(tspec)
+    store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
+    while part is not None:
+      await (store if index is None else store[index]).write(part)
+      index, part = next(parts, (None, None))
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:
