@@ -5,12 +5,11 @@ holds config.json, checkpoints/STEP/{params,opt,collections,config}, which is wh
 frozen/, which is written once. `load_model` reads both.
 """
 
-import asyncio
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vilau_jax.config import VilaUConfig
+from vilau_jax.streaming import StoredArray, Streamed
 
 FORMAT_VERSION = 1
 TOKENIZER, TOWER_TOKENIZER = "tokenizer.model", "tower_tokenizer.model"
@@ -40,45 +40,6 @@ class LoadedModel:
   tokenizer_path: str | None
   tower_tokenizer_path: str | None
   path: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Streamed:
-  """A variable that `save_model` writes part by part, so that it is never whole in memory.
-
-  Attributes:
-    shape, dtype: of the whole array.
-    parts: called once; yields (index on the first axis, array), or one (None, whole array).
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  parts: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
-
-  @property
-  def size(self) -> int:
-    return math.prod(self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredArray:
-  """A variable on disk that is read when it is asked for; see `open_arrays`."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  store: Any  # tensorstore.TensorStore
-
-  def read(self) -> np.ndarray:
-    """All of it."""
-    return self.store.read().result()
-
-  def rows(self) -> Iterator[np.ndarray]:
-    """array[0], array[1], ...; one at a time in memory where it was written so."""
-    if self.store.chunk_layout.read_chunk.shape[0] == 1:
-      for i in range(self.shape[0]):
-        yield self.store[i].read().result()
-    else:
-      yield from self.read()
 
 
 def save_model(
@@ -310,55 +271,61 @@ def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
 
 
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
-  if any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
-    streams = _StreamedHandler()
-    handlers = ocp.type_handlers.create_type_handler_registry(
-      (Streamed, streams), (jax.Array, ocp.type_handlers.ArrayHandler())
-    )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
-    try:
-      with ocp.Checkpointer(handler) as writer:
-        writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
-    finally:
-      if streams.failure is not None:  # what orbax says after it follows from it
-        raise streams.failure
+  if not any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
+    with ocp.StandardCheckpointer() as writer:
+      writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
     return
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+  streamed = _StreamedHandler()
+  handlers = ocp.type_handlers.create_type_handler_registry(
+    (Streamed, streamed), (jax.Array, ocp.type_handlers.ArrayHandler())
+  )
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
+  try:
+    with ocp.Checkpointer(handler) as writer:
+      writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+  finally:
+    streamed.stop()
 
 
 class _StreamedHandler(ocp.type_handlers.NumpyHandler):
   """Writes Streamed leaves so that they are read as arrays: one leaf, and one part of it, at a
-  time; the parts are the chunks on disk.
-
-  Attributes:
-    failure: what went wrong first. It does not leave the coroutine that met it: orbax would return
-      while the others still write into a directory that is about to be removed.
-  """
+  time; the parts are the chunks on disk. It blocks instead of waiting, which keeps the leaves in
+  order. orbax would print a failure's traceback, so it is kept for `stop` to raise."""
 
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
-    self._one = asyncio.Semaphore(1)
-    self.failure: Exception | None = None
+    self._error: Exception | None = None
+    self._stopped, self._writing = False, threading.Lock()
+
+  def stop(self) -> None:
+    """Waits for the part under way, writes no more, and raises what went wrong."""
+    self._stopped = True
+    with self._writing:
+      if self._error is not None:
+        raise self._error
 
   async def _open_and_write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
-    async with self._one:
-      if self.failure is None:
-        try:
-          await self._write(value, tspec, ts_context)
-        except Exception as error:
-          self.failure = error
+    with self._writing:
+      try:
+        if self._error is None:
+          self._write(value, tspec, ts_context)
+      except Exception as error:
+        self._error = error
 
-  async def _write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
-    parts = value.parts()
-    index, part = next(parts)
-    chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
-    tspec.get("base", tspec)["metadata"]["chunks"] = chunks
-    spec = tensorstore.Spec(tspec)
-    store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-    while part is not None:
-      await (store if index is None else store[index]).write(part)
-      index, part = next(parts, (None, None))
+  def _write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:
+    store = None
+    for index, part in value.parts():
+      if self._stopped:
+        return
+      try:
+        if store is None:
+          chunks = [1, *value.shape[1:]] if index is not None else list(value.shape)
+          tspec.get("base", tspec)["metadata"]["chunks"] = chunks
+          spec = tensorstore.Spec(tspec)
+          store = tensorstore.open(spec, create=True, open=True, context=ts_context).result()
+        (store if index is None else store[index]).write(part).result()
+      except ValueError as error:  # tensorstore's for a full disk, no permission, ...
+        raise OSError(str(error)[-300:]) from error
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:

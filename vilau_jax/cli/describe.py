@@ -1,6 +1,6 @@
 """components, parameters and geometry of a model or preset
 
-vilau describe --model=DIR
+vilau describe --model=DIR        a model directory, a training workdir or a VILA-U release
 vilau describe --preset=vilau_7b_256 [--json]
     counts come from the shapes; nothing is allocated. Rows that pad the vocabulary, the codebook's
     moving averages, and vocabularies that a preset leaves to the tokenizer are not counted.
@@ -22,11 +22,13 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON object", allow_override
 def main(argv: list[str]) -> int:
   if argv or (_MODEL.value is None) == (_PRESET.value is None):
     raise ValueError("give either --model=DIR or --preset=NAME")
-  from vilau_jax import checkpoint  # flags first: jax takes seconds
+  from vilau_jax import checkpoint, convert  # flags first: jax takes seconds
   from vilau_jax.config import VilaUConfig
 
   if _PRESET.value is not None:
     config = VilaUConfig.from_preset(_PRESET.value)
+  elif convert.is_release(_MODEL.value):
+    config = convert.read_architecture("vila-u", _MODEL.value)
   else:
     config = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
   result = {

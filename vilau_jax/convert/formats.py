@@ -115,7 +115,10 @@ def open_checkpoint(name: str, source: str | os.PathLike) -> Checkpoint:
   config, path = read_config(name, source), locate(source)
   path = _release(path) if name == "vila-u" else path
   tensors = _tensors(name, config, path)
-  shapes = shapes_of(config, *PARTS[name])
+  try:
+    shapes = shapes_of(config, *PARTS[name])
+  except ValueError as error:
+    raise ValueError(f"{path}: its config describes no model that works: {error}") from error
   npz = name == "siglip" and path.suffix == ".npz"
   rows = big_vision.rows(config.tower, tensors) if npz else _rows(name, config, shapes)
   ignored = {"vila-u": vilau, "siglip": siglip, "llama": llama}.get(name)
@@ -183,8 +186,11 @@ def _tensors(name: str, config: VilaUConfig, path: pathlib.Path) -> Tensors:
     return join(path, {f"{folder}/": open_tensors(path / folder) for folder in folders})
   if name == "rqvae" and path.is_dir():
     found = [path / n for n in _RQVAE_FILES if (path / n).is_file()]
-    if not found:
-      raise ValueError(f"{path} holds none of {', '.join(_RQVAE_FILES)}")
+    found = found or [f for f in sorted(path.iterdir()) if f.suffix in (".pt", ".safetensors")]
+    if len(found) != 1 and not (path / _RQVAE_FILES[0]).is_file():
+      names = ", ".join(f.name for f in found) or "nothing"
+      raise ValueError(f"{path}: expected {_RQVAE_FILES[0]} or one other file of weights, found "
+                       f"{names}")  # fmt: skip
     return open_tensors(found[0])
   return open_tensors(path)
 

@@ -20,6 +20,7 @@ from vilau_jax.convert.plan import Piece, check
 from vilau_jax.convert.report import Report, read_manifest, summarise, write_manifest
 from vilau_jax.convert.sources import shorten
 from vilau_jax.data.tokenizer import TowerTokenizer
+from vilau_jax.streaming import Streamed
 
 Progress = Callable[[int, int], None]
 
@@ -194,13 +195,13 @@ class _Reader:
     self.copies = 0
     self.ignored = {name: why for name in opened.tensors.infos if (why := opened.plan.reason(name))}
 
-  def streamed(self) -> dict[str, checkpoint.Streamed]:
+  def streamed(self) -> dict[str, Streamed]:
     """Our variables, read when they are written."""
     leaves = {}
     for target, (shape, pieces) in self._plan.leaves.items():
       dtype = self._tensors.infos[self._present(pieces[0])[0]].dtype
       self._dtypes[target] = dtype
-      leaves[target] = checkpoint.Streamed(shape, dtype, lambda t=target: self._parts_of(t))
+      leaves[target] = Streamed(shape, dtype, lambda t=target: self._parts_of(t))
     return leaves
 
   def _present(self, piece: Piece) -> list[str]:

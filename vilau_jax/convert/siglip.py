@@ -87,6 +87,10 @@ def read_encoders(fields: Fields) -> tuple[VisionConfig, TextConfig]:
   if sizes[0]["width"] != sizes[1]["width"]:
     raise ValueError(f"{fields.file}: text_config.hidden_size {sizes[1]['width']} differs from "
                      f"vision_config.hidden_size {sizes[0]['width']}")  # fmt: skip
+  for part, size in zip((vision, text), sizes):
+    if size["width"] % size["heads"]:
+      raise ValueError(f"{fields.file}: {part.path}num_attention_heads {size['heads']} does not "
+                       f"divide hidden_size {size['width']}")  # fmt: skip
   image, patch = vision.size("image_size", 224), vision.size("patch_size", 16)
   encoders = (
     VisionConfig(image_size=image, patch_size=patch, **sizes[0]),

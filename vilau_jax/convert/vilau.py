@@ -147,10 +147,10 @@ def _read_tower(fields: Fields, root: pathlib.Path) -> tuple[TowerConfig, DepthC
 def _pretrained(codec: Fields, root: pathlib.Path) -> tuple[VisionConfig, TextConfig]:
   """The SigLIP that a tower was built from: a folder of the checkpoint, or a published one."""
   name = codec.take("pretrained_model", str)
-  folder = root / name
-  if (folder / "config.json").is_file():
-    folder = inside(root, name, codec.file)
-    return siglip.read_encoders(Fields.of_file(folder / "config.json"))
+  for base in (root, root / TOWER):
+    if (base / name / "config.json").is_file():
+      folder = inside(base, name, codec.file)
+      return siglip.read_encoders(Fields.of_file(folder / "config.json"))
   published = siglip.hub_config(name)
   if published is None:
     raise ValueError(
