@@ -1,11 +1,13 @@
 """Golden checkpoint a (tests/golden/a) as our trees: language model, projector, depth transformer,
 codebook; and its 06 batches as our batch dicts."""
 
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
-from safetensors.numpy import load_file
+from golden_tower import release
 
 from vilau_jax.config import (
   CnnConfig,
@@ -17,6 +19,7 @@ from vilau_jax.config import (
   VilaUConfig,
   VisionConfig,
 )
+from vilau_jax.convert import formats
 
 A = pathlib.Path(__file__).parents[1] / "golden" / "a"
 TOWER = "vision_tower.vision_tower."
@@ -46,109 +49,28 @@ def grad_norms() -> dict[str, dict[str, list[float]]]:
   return json.loads((A / "07_grad_norms.json").read_text())
 
 
-def names() -> dict[str, tuple[tuple[str, ...], int | None, str]]:
-  """Torch name, as the gradients spell it -> (our path, layer, how to turn torch's array)."""
-  table = {
-    "llm.model.embed_tokens.weight": (("llm", "embed_tokens"), None, "same"),
-    "llm.model.norm.weight": (("llm", "norm", "scale"), None, "same"),
-    "llm.lm_head.weight": (("llm", "lm_head"), None, "transpose"),
-  }
-  for i in range(3):
-    at = f"llm.model.layers.{i}."
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-      table[f"{at}{norm}.weight"] = (("llm", "layers", norm, "scale"), i, "same")
-    for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-      turn = "heads_out" if part == "o_proj" else "heads_in"
-      table[f"{at}self_attn.{part}.weight"] = _dense(("llm", "layers", "self_attn", part), i, turn)
-    for part in ("gate_proj", "up_proj", "down_proj"):
-      table[f"{at}mlp.{part}.weight"] = _dense(("llm", "layers", "mlp", part), i, "transpose")
-  for i in (0, 2):
-    table[f"mm_projector.layers.{i}.weight"] = _dense(("projector", f"layers_{i}"), None)
-    table[f"mm_projector.layers.{i}.bias"] = (("projector", f"layers_{i}", "bias"), None, "same")
-  depth = f"{TOWER}rqtransformer."
-  table[f"{depth}pos_emb_d"] = (("depth", "pos_emb_d"), None, "first")
-  for torch, ours in (
-    ("in_mlp_1", "in_mlp_1"),
-    ("in_mlp_2", "in_mlp_2"),
-    ("classifier_mlp.linear", "classifier"),
-  ):
-    table[f"{depth}{torch}.weight"] = _dense(("depth", ours), None)
-    table[f"{depth}{torch}.bias"] = (("depth", ours, "bias"), None, "same")
-  for torch, ours in (("weight", "scale"), ("bias", "bias")):
-    where = ("depth", "classifier_norm", ours)
-    table[f"{depth}classifier_mlp.layer_norm.{torch}"] = (where, None, "same")
-  for i in range(2):
-    table |= _depth_block(f"{depth}head_transformer.blocks.{i}.", i)
-  return table
-
-
-def _depth_block(at: str, i: int) -> dict:
+@functools.cache
+def names() -> dict[str, tuple[tuple[str, ...], int | None, Callable]]:
+  """Torch name, as the gradients spell it -> (our path, layer, what turns torch's array), from the
+  importer's table."""
   table = {}
-  block = ("depth", "layers")
-  for norm in ("ln1", "ln2"):
-    table[f"{at}{norm}.weight"] = ((*block, norm, "scale"), i, "same")
-    table[f"{at}{norm}.bias"] = ((*block, norm, "bias"), i, "same")
-  for torch, ours in (("query", "query"), ("key", "key"), ("value", "value"), ("proj", "out")):
-    turns = ("heads_out", "same") if ours == "out" else ("heads_in", "heads")
-    table[f"{at}attn.{torch}.weight"] = _dense((*block, "attn", ours), i, turns[0])
-    table[f"{at}attn.{torch}.bias"] = ((*block, "attn", ours, "bias"), i, turns[1])
-  for torch, ours in (("mlp.0", "fc1"), ("mlp.2", "fc2")):
-    table[f"{at}{torch}.weight"] = _dense((*block, "mlp", ours), i)
-    table[f"{at}{torch}.bias"] = ((*block, "mlp", ours, "bias"), i, "same")
+  plan = formats.open_checkpoint("vila-u", A / "checkpoint").plan
+  for target, piece in plan.pieces():
+    path = tuple(target.split("/")[1:])
+    if target.startswith(("params/llm/", "params/projector/", "params/depth/")):
+      name = piece.names[0].replace("vision_tower/", TOWER).replace("/", ".")
+      table[name] = path, piece.layer, piece.to_ours
   return table
-
-
-def _dense(path: tuple[str, ...], layer: int | None, turn: str = "transpose"):
-  return (*path, "kernel"), layer, turn
-
-
-def turn(array: np.ndarray, how: str, heads: int = 4) -> np.ndarray:
-  """A torch array in our layout; golden a has 4 heads everywhere."""
-  if how == "heads_in":
-    return array.T.reshape(array.shape[1], heads, -1)
-  if how == "heads_out":
-    return array.T.reshape(heads, -1, array.shape[0])
-  return {
-    "same": array, "first": array[0] if array.ndim > 1 else array, "transpose": array.T,
-    "heads": array.reshape(heads, -1) if array.ndim == 1 else array,
-  }[how]  # fmt: skip
-
-
-def tensors() -> dict[str, np.ndarray]:
-  """All tensors under the names that the gradients use."""
-  parts = {
-    "llm.": A / "checkpoint" / "llm",
-    "mm_projector.": A / "checkpoint" / "mm_projector",
-    TOWER: A / "checkpoint" / "vision_tower",
-  }
-  return {
-    prefix + name: array
-    for prefix, folder in parts.items()
-    for name, array in load_file(folder / "model.safetensors").items()
-  }
 
 
 def params() -> dict:
   """{"llm", "projector", "depth"} with stacked layers."""
-  source = tensors()
-  leaves: dict[tuple[str, ...], list[np.ndarray]] = {}
-  for name, (path, _, how) in names().items():
-    leaves.setdefault(path, []).append(turn(source[name], how))
-  layered = {path for path, layer, _ in names().values() if layer is not None}
-  tree: dict = {}
-  for path, arrays in leaves.items():
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = np.stack(arrays) if path in layered else arrays[0]
-  return tree
+  return {k: v for k, v in release().variables["params"].items() if k != "tower"}
 
 
 def codebook() -> np.ndarray:
   """[4, 64, 64]; the padding row is dropped."""
-  source = tensors()
-  at = f"{TOWER}rqvaesiglip.quantizer.codebooks"
-  return np.stack([source[f"{at}.{d}.weight"][:-1] for d in range(4)])
+  return release().variables["quantizer"]["codebook"]
 
 
 def rows(arrays: dict[str, np.ndarray], pad_left: bool = False) -> dict[str, np.ndarray]:

@@ -1,15 +1,16 @@
-"""Golden torch tensors of the tower -> our trees. For tests only: nothing is checked here."""
+"""Golden towers, through the importer; and the parts of other torch trees that it does not read."""
 
-import json
+import functools
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
-from vilau_jax.config import CnnConfig, QuantizerConfig, TextConfig, TowerConfig, VisionConfig
+from vilau_jax import convert
+from vilau_jax.checkpoint import LoadedModel
+from vilau_jax.config import TowerConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -73,206 +74,32 @@ def cnn_params(tensors: dict[str, np.ndarray], prefix: str) -> dict:
   return tree
 
 
-def attention_params(parts: dict[str, np.ndarray], heads: int) -> dict:
-  """{"query.weight", ..., "out.bias"} in torch layout -> MultiHeadAttention's tree."""
-  tree: dict = {}
-  for name in ("query", "key", "value"):
-    weight = parts[f"{name}.weight"].T
-    put(tree, f"{name}/kernel", weight.reshape(weight.shape[0], heads, -1))
-    put(tree, f"{name}/bias", parts[f"{name}.bias"].reshape(heads, -1))
-  weight = parts["out.weight"].T
-  put(tree, "out/kernel", weight.reshape(heads, -1, weight.shape[1]))
-  put(tree, "out/bias", parts["out.bias"])
-  return tree
-
-
-def block_params(tensors: dict[str, np.ndarray], prefix: str, heads: int) -> dict:
-  names = dict(query="q_proj", key="k_proj", value="v_proj", out="out_proj")
-  attention = {
-    f"{ours}.{leaf}": tensors[f"{prefix}self_attn.{theirs}.{leaf}"]
-    for ours, theirs in names.items()
-    for leaf in ("weight", "bias")
-  }
-  tree = {"self_attn": attention_params(attention, heads)}
-  for name in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
-    for torch_leaf in ("weight", "bias"):
-      leaf, value = leaf_of(torch_leaf, tensors[f"{prefix}{name}.{torch_leaf}"])
-      put(tree, f"{name.replace('.', '/')}/{leaf}", value)
-  return tree
-
-
-def stack(trees: list[dict]) -> dict:
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def norm_params(tensors: dict[str, np.ndarray], prefix: str) -> dict:
-  return {
-    "scale": jnp.asarray(tensors[f"{prefix}weight"]),
-    "bias": jnp.asarray(tensors[f"{prefix}bias"]),
-  }
-
-
-def vision_params(tensors: dict[str, np.ndarray], config: VisionConfig) -> dict:
-  """HF SigLIP vision_model.* -> VisionEncoder's tree."""
-  blocks = [
-    block_params(tensors, f"encoder.layers.{i}.", config.heads) for i in range(config.depth)
-  ]
-  head = {"out.weight": tensors["head.attention.out_proj.weight"]}
-  head["out.bias"] = tensors["head.attention.out_proj.bias"]
-  for leaf in ("weight", "bias"):
-    for name, part in zip(
-      ("query", "key", "value"), np.split(tensors[f"head.attention.in_proj_{leaf}"], 3)
-    ):
-      head[f"{name}.{leaf}"] = part
-  mlp = {
-    fc: {
-      "kernel": jnp.asarray(tensors[f"head.mlp.{fc}.weight"].T),
-      "bias": jnp.asarray(tensors[f"head.mlp.{fc}.bias"]),
-    }
-    for fc in ("fc1", "fc2")
-  }
-  patch = tensors["embeddings.patch_embedding.weight"]
-  return {
-    "embed": {
-      "kernel": jnp.asarray(patch.transpose(2, 3, 1, 0)),
-      "bias": jnp.asarray(tensors["embeddings.patch_embedding.bias"]),
-      "position": jnp.asarray(tensors["embeddings.position_embedding.weight"]),
-    },
-    "layers": stack(blocks[:-1]),
-    "last_layer": blocks[-1],
-    "post_norm": norm_params(tensors, "post_layernorm."),
-    "head": {
-      "probe": jnp.asarray(tensors["head.probe"]),
-      "attention": attention_params(head, config.heads),
-      "layer_norm": norm_params(tensors, "head.layernorm."),
-      "mlp": mlp,
-    },
-  }
-
-
-def text_params(tensors: dict[str, np.ndarray], config: TextConfig) -> dict:
-  """HF SigLIP text_model.* -> TextEncoder's tree."""
-  blocks = [
-    block_params(tensors, f"encoder.layers.{i}.", config.heads) for i in range(config.depth)
-  ]
-  table = {
-    name: jnp.asarray(tensors[f"embeddings.{name}_embedding.weight"])
-    for name in ("token", "position")
-  }
-  return table | {
-    "layers": stack(blocks),
-    "final_norm": norm_params(tensors, "final_layer_norm."),
-    "head": {
-      "kernel": jnp.asarray(tensors["head.weight"].T),
-      "bias": jnp.asarray(tensors["head.bias"]),
-    },
-  }
-
-
-def quantizer_state(tensors: dict[str, np.ndarray], prefix: str) -> dict:
-  """codebooks.{d}.* -> state; the padding row goes."""
-  tables = sorted(n for n in tensors if n.startswith(prefix) and n.endswith(".weight"))
-  tables = [n.removesuffix("weight") for n in tables]
-  return {
-    "codebook": jnp.stack([tensors[f"{n}weight"][:-1] for n in tables]),
-    "cluster_size": jnp.stack([tensors[f"{n}cluster_size_ema"] for n in tables]),
-    "embed_sum": jnp.stack([tensors[f"{n}embed_ema"] for n in tables]),
-  }
-
-
 def sub(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def conv_1x1(tensors: dict[str, np.ndarray], name: str) -> dict:
-  kernel = tensors[f"{name}.weight"].transpose(2, 3, 1, 0)
-  return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(tensors[f"{name}.bias"])}
+@functools.cache
+def release() -> LoadedModel:
+  """Golden checkpoint a as the importer reads it."""
+  return convert.load_checkpoint("vila-u", GOLDEN / "a" / "checkpoint")
 
 
-def cnn_config(dd: dict) -> CnnConfig:
-  return CnnConfig(
-    channels=dd["ch"],
-    multipliers=tuple(dd["ch_mult"]),
-    blocks=dd["num_res_blocks"],
-    latent_channels=dd["z_channels"],
-    resolution=dd["resolution"],
-    attention_resolutions=tuple(dd["attn_resolutions"]),
-  )
-
-
-def siglip_tower(folder: str = "a") -> tuple[TowerConfig, dict]:
-  """The tower of a golden VILA-U checkpoint: config and variables."""
-  root = GOLDEN / folder / "checkpoint"
-  siglip = json.loads((root / "siglip_config/config.json").read_text())
-  rq = json.loads((root / "vision_tower/config.json").read_text())["rqvaesiglip"]
-  names = dict(
-    width="hidden_size", hidden="intermediate_size", depth="num_hidden_layers",
-    heads="num_attention_heads",
-  )  # fmt: skip
-  vision = {k: siglip["vision_config"][v] for k, v in names.items()}
-  text = {k: siglip["text_config"][v] for k, v in names.items()}
-  latent = rq["decoder_latent_shape"]
-  config = TowerConfig(
-    vision=VisionConfig(
-      image_size=siglip["vision_config"]["image_size"],
-      patch_size=siglip["vision_config"]["patch_size"],
-      **vision,
-    ),
-    text=TextConfig(
-      vocab_size=siglip["text_config"]["vocab_size"],
-      length=siglip["text_config"]["max_position_embeddings"],
-      **text,
-    ),
-    quantizer=QuantizerConfig(
-      depth=rq["code_shape"][-1],
-      entries=rq["n_embed"],
-      width=rq["embed_dim"],
-      shared=rq["shared_codebook"],
-      decay=rq["decay"],
-      restart=rq["restart_unused_codes"],
-    ),
-    decoder=cnn_config(rq["ddconfig"]),
-    latent_grid=latent[0] if latent else 0,
-  )
-  tensors = sub(load_file(root / "vision_tower/model.safetensors"), "rqvaesiglip.")
-  params = {
-    "vision": vision_params(sub(tensors, "siglip_model.vision_model."), config.vision),
-    "text": text_params(sub(tensors, "siglip_model.text_model."), config.text),
-    "decoder": cnn_params(tensors, "decoder."),
-    "post_quant": conv_1x1(tensors, "post_quant_conv"),
-    "logit_scale": jnp.asarray(tensors["logit_scale"]),
-    "logit_bias": jnp.asarray(tensors["logit_bias"]),
-  }
-  return config, {"params": params, "quantizer": quantizer_state(tensors, "quantizer.codebooks.")}
+def siglip_tower() -> tuple[TowerConfig, dict]:
+  """The tower of golden checkpoint a: config and variables."""
+  return release().config.tower, _tower(release())
 
 
 def rqvae_tower() -> tuple[TowerConfig, dict]:
   """The golden RQ-VAE: config and variables."""
-  meta = json.loads((GOLDEN / "rqvae/meta.json").read_text())["rqvae_config"]
-  hparams, cnn = meta["hparams"], cnn_config(meta["ddconfig"])
-  config = TowerConfig(
-    encoder="rqvae",
-    vision=None,
-    text=None,
-    cnn=cnn,
-    decoder=cnn,
-    quantizer=QuantizerConfig(
-      depth=hparams["code_shape"][-1],
-      entries=hparams["n_embed"],
-      width=hparams["embed_dim"],
-      shared=hparams["shared_codebook"],
-      decay=hparams["decay"],
-      restart=hparams["restart_unused_codes"],
-    ),
-  )
-  tensors = load_file(GOLDEN / "rqvae/rqvae.safetensors")
-  params = {
-    "encoder": cnn_params(tensors, "encoder."),
-    "quant": conv_1x1(tensors, "quant_conv"),
-    "post_quant": conv_1x1(tensors, "post_quant_conv"),
-    "decoder": cnn_params(tensors, "decoder."),
-  }
-  return config, {"params": params, "quantizer": quantizer_state(tensors, "quantizer.codebooks.")}
+  loaded = convert.load_checkpoint("rqvae", GOLDEN / "rqvae" / "rqvae.safetensors")
+  return loaded.config.tower, _tower(loaded)
+
+
+def _tower(loaded: LoadedModel) -> dict:
+  tower = {
+    "params": loaded.variables["params"]["tower"], "quantizer": loaded.variables["quantizer"],
+  }  # fmt: skip
+  return jax.tree.map(jnp.asarray, tower)
 
 
 def discriminator_variables(tensors: dict[str, np.ndarray], layers: int) -> dict:

@@ -118,7 +118,7 @@ def test_golden_gradients(name):
     np.testing.assert_allclose(leaf.sum(), total, atol=1e-4 * norm + floor, err_msg=torch_name)
     whole = golden.get(f"grad:{torch_name}")
     if whole is not None:
-      close(leaf, golden_lm.turn(whole, how), 1e-4)
+      close(leaf, how(whole), 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ class Fields:
       raise ValueError(f"{self.file}: {self.path}{key} must be positive, got {value}")
     return value
 
+  def sizes(self, key: str) -> tuple[int, ...]:
+    """A list of positive integers."""
+    values = self.take(key, (list, tuple))
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+      raise ValueError(f"{self.file}: {self.path}{key} must be positive integers, got {values!r}")
+    return tuple(values)
+
   def fixed(self, key: str, *allowed: Any) -> None:
     """A value that must be one of those that this implementation has; null counts as absent.
 

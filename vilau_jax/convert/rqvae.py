@@ -86,7 +86,7 @@ def read_config(path: pathlib.Path) -> VilaUConfig:
   hparams, ddconfig = top.object("hparams", _LOSSES), top.object("ddconfig")
   width = hparams.size("embed_dim")
   codes, latent = read_quantizer(hparams, width)
-  cnn, latent_width = read_cnn(ddconfig), hparams.take("latent_shape", list)[2]
+  cnn, latent_width = read_cnn(ddconfig), hparams.sizes("latent_shape")[2]
   if latent_width != width:
     raise ValueError(f"{file}: latent_shape has {latent_width} channels, embed_dim is {width}")
   hparams.done()
@@ -108,7 +108,7 @@ def _read_yaml(file: pathlib.Path) -> Any:
 
 def read_quantizer(fields: Fields, width: int) -> tuple[QuantizerConfig, int]:
   """Quantiser and side of the latents, from latent_shape, code_shape and the codebook's fields."""
-  shapes = [fields.take(key, (list, tuple)) for key in ("latent_shape", "code_shape")]
+  shapes = [fields.sizes(key) for key in ("latent_shape", "code_shape")]
   sides = []
   for key, shape in zip(("latent_shape", "code_shape"), shapes):
     if len(shape) != 3:
@@ -139,11 +139,11 @@ def read_cnn(fields: Fields) -> CnnConfig:
     fields.fixed(key, *allowed)
   config = CnnConfig(
     channels=fields.size("ch"),
-    multipliers=tuple(fields.take("ch_mult", (list, tuple))),
+    multipliers=fields.sizes("ch_mult"),
     blocks=fields.size("num_res_blocks"),
     latent_channels=fields.size("z_channels"),
     resolution=fields.size("resolution"),
-    attention_resolutions=tuple(fields.take("attn_resolutions", (list, tuple))),
+    attention_resolutions=fields.sizes("attn_resolutions"),
   )
   fields.done()
   return config
