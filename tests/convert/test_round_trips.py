@@ -202,7 +202,7 @@ def test_big_vision_npz(tmp_path, stacked):
   report = convert.import_checkpoint("siglip", file, tmp_path / "again")
   loaded = checkpoint.load_model(tmp_path / "again")
   assert loaded.config.tower.vision.grid == config.tower.vision.grid  # 27 pixels: no name says 28
-  assert loaded.config.tower.text == dataclasses.replace(config.tower.text, eps=1e-6, heads=3)
+  assert loaded.config.tower.text == dataclasses.replace(config.tower.text, eps=1e-6)
   assert list(report.ignored) == ["opt/count"]
   same_bits(loaded.variables, variables)
 

@@ -26,7 +26,10 @@ def announced(shapes: dict[str, list[int]]) -> Tensors:
 
 
 def release_shapes(name: str) -> dict[str, list[int]]:
+  """Names with their folders; the language model's list stands apart, as both models share it."""
   listed = json.loads((SHAPES / f"vila-u-7b-{name}.shapes.json").read_text())["shapes"]
+  del listed["vision_tower_aliases"]
+  listed["llm"] = json.loads((SHAPES / "llama-2-7b.shapes.json").read_text())["shapes"]
   return {f"{folder}/{n}": shape for folder, part in listed.items() for n, shape in part.items()}
 
 

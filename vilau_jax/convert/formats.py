@@ -94,7 +94,13 @@ def read_config(name: str, source: str | os.PathLike) -> VilaUConfig:
     ValueError: naming file and key that are missing, contradictory or not honoured.
   """
   need_format(name)
-  path = locate(source)
+  config = _read_config(name, locate(source))
+  if str(source).startswith(HUB):  # the folder of a download is named by its hash
+    config = dataclasses.replace(config, name=str(source).strip("/").rpartition("/")[2])
+  return config
+
+
+def _read_config(name: str, path: pathlib.Path) -> VilaUConfig:
   if name == "vila-u":
     return vilau.read_config(_release(path))
   if name == "llama":

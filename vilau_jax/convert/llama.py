@@ -1,5 +1,6 @@
 """Llama checkpoints (Llama-2, Sheared-LLaMA): Hugging Face names <-> params/llm."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from vilau_jax.convert.transforms import HEADS_IN, HEADS_OUT, LINEAR, SAME, voca
 AT = "params/llm"
 IGNORED = {r".*\.rotary_emb\.inv_freq": "frequencies of the rotary embedding are computed"}
 # Tokenizer and length bookkeeping of VILA-U, and attention backends.
-NEUTRAL = """model_max_length tokenizer_model_max_length tokenizer_padding_side pretraining_tp
+NEUTRAL = """model_max_length tokenizer_padding_side pretraining_tp
   torchscript _flash_attn_2_enabled""".split()
 
 
@@ -82,12 +83,20 @@ def read_fields(fields: Fields) -> LlamaConfig:
     kv_heads=kv_heads,
     rope_theta=theta,
     rope_scaling=scaling,
-    max_positions=fields.size("max_position_embeddings", 2048),
+    max_positions=_positions(fields, scaling),
     eps=fields.take("rms_norm_eps", float, 1e-6),
     tied=fields.take("tie_word_embeddings", bool, False),
   )
   fields.done()
   return config
+
+
+def _positions(fields: Fields, scaling: float) -> int:
+  """Positions before scaling. VILA-U's length of training rows may be beyond Llama's own number,
+  which limits nothing there; transformers writes 1e30 for "any"."""
+  rows = fields.take("tokenizer_model_max_length", int, None) or 0
+  rows = 0 if rows > 2**24 else rows
+  return max(fields.size("max_position_embeddings", 2048), math.ceil(rows / scaling))
 
 
 def _rope(fields: Fields) -> tuple[float, float]:

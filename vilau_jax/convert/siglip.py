@@ -29,7 +29,7 @@ from vilau_jax.convert.transforms import (
 AT = "params/tower"
 PARTS = tuple(f"{AT}/{name}" for name in ("vision", "text", "logit_scale", "logit_bias"))
 IGNORED = {r".*embeddings\.position_ids": "positions count from 0"}
-_NEUTRAL = "torchscript vision_use_head".split()
+NEUTRAL = ("torchscript", "tie_word_embeddings")  # tied are only decoders
 
 # width, MLP width, layers, heads
 _SIZES = {
@@ -66,7 +66,7 @@ def read_encoders(fields: Fields) -> tuple[VisionConfig, TextConfig]:
     ValueError: naming a field that is missing or not honoured.
   """
   fields.fixed("model_type", "siglip", "siglip_model")
-  vision, text = (fields.object(f"{part}_config", _NEUTRAL) for part in ("vision", "text"))
+  vision, text = (fields.object(f"{part}_config", NEUTRAL) for part in ("vision", "text"))
   fields.fixed("hidden_size", vision.size("hidden_size", 768))
   sizes = []
   for part in (vision, text):
@@ -132,7 +132,7 @@ def read_config(path: pathlib.Path) -> VilaUConfig:
   Raises:
     ValueError: naming a field that is missing or not honoured.
   """
-  fields = Fields.of_file(path / "config.json", _NEUTRAL)
+  fields = Fields.of_file(path / "config.json", NEUTRAL)
   dtype = compute_dtype({"torch_dtype": fields.take("torch_dtype", str, None)})
   vision, text = read_encoders(fields)
   tower = tower_of(vision, text)

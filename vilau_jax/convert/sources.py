@@ -245,6 +245,14 @@ def _npz_dtype(stored: np.dtype) -> np.dtype | None:
   return np.dtype(ml_dtypes.bfloat16) if stored == np.dtype("V2") else stored
 
 
+def _torch(path: pathlib.Path) -> Any:
+  try:
+    import torch
+  except ModuleNotFoundError as error:
+    raise ValueError(f"{path} is a torch file: pip install 'vilau_jax[torch]'") from error
+  return torch
+
+
 class _Torch:
   """A .bin or .pt file: a state dict, or a training checkpoint that holds one."""
 
@@ -262,8 +270,7 @@ class _Torch:
       self.infos[name] = TensorInfo(tuple(value.shape), dtype, path, kind)
 
   def _load(self) -> dict[str, Any]:
-    import torch
-
+    torch = _torch(self._path)
     try:
       stored = torch.load(
         self._path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self._path)
@@ -277,8 +284,7 @@ class _Torch:
     return self._state_dict(stored)
 
   def _state_dict(self, stored: Any) -> dict[str, Any]:
-    import torch
-
+    torch = _torch(self._path)
     if isinstance(stored, dict):
       chosen = next((k for k in self.STATES if isinstance(stored.get(k), dict)), None)
       if chosen is not None:
@@ -293,8 +299,7 @@ class _Torch:
     return dict(stored)
 
   def read(self, name: str) -> np.ndarray:
-    import torch
-
+    torch = _torch(self._path)
     if self._since > _REOPEN:
       self._state, self._since = {}, 0
       self._state = self._load()

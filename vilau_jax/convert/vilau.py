@@ -68,7 +68,7 @@ def read_config(root: pathlib.Path) -> VilaUConfig:
   Raises:
     ValueError: naming a field that is missing, contradictory or not honoured.
   """
-  top = Fields.of_file(root / "config.json", _NEUTRAL)
+  top = Fields.of_file(root / "config.json", [*_NEUTRAL, *_NESTED])
   llm = llama.read_config(root / LLM)
   projector = _read_projector(Fields.of_file(root / PROJECTOR / "config.json", _NESTED))
   tower_fields = Fields.of_file(root / TOWER / "config.json", _NESTED)
@@ -150,7 +150,7 @@ def _pretrained(codec: Fields, root: pathlib.Path) -> tuple[VisionConfig, TextCo
   for base in (root, root / TOWER):
     if (base / name / "config.json").is_file():
       folder = inside(base, name, codec.file)
-      return siglip.read_encoders(Fields.of_file(folder / "config.json"))
+      return siglip.read_encoders(Fields.of_file(folder / "config.json", siglip.NEUTRAL))
   published = siglip.hub_config(name)
   if published is None:
     raise ValueError(
