@@ -19,7 +19,8 @@ IGNORED = {f"{LLM}/{p}": why for p, why in llama.IGNORED.items()} | {
 }
 _SIGLIP, _DEPTH = f"{TOWER}/rqvaesiglip.", f"{TOWER}/rqtransformer."
 _NEUTRAL = """resume_path interpolate_mode mm_projector_lr vision_tower_lr model_dtype
-  tune_mm_projector tune_language_model tune_vision_tower vision_resolution torchscript""".split()
+  tune_mm_projector tune_language_model tune_vision_tower vision_resolution torchscript
+  vision_tower mm_vision_tower use_mm_proj""".split()
 _NESTED = (
   "add_cross_attention cross_attention_hidden_size is_decoder is_encoder_decoder pruned_heads \
   tf_legacy_loss tie_encoder_decoder tie_word_embeddings torchscript use_bfloat16".split()
