@@ -242,6 +242,7 @@ class Payload:
     return open, (self.marker, "w")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["zip", "bare", "inside"])
 def test_a_pickle_is_never_executed(release, capfd, tmp_path, kind):
   torch = pytest.importorskip("torch", reason="the extra [torch] is not installed")
@@ -260,6 +261,7 @@ def test_a_pickle_is_never_executed(release, capfd, tmp_path, kind):
   assert marker.exists()
 
 
+@pytest.mark.parity
 def test_torch_file_with_other_things_than_tensors(release, capfd):
   torch = pytest.importorskip("torch", reason="the extra [torch] is not installed")
   (release / LLM).unlink()

@@ -120,6 +120,7 @@ def test_weights_that_mean_something_else_are_refused(imported_llama):
     initial.load("depth", imported_llama[0], model, wanted(model), "lm")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 4), (3, 3), (5, 12)])
 def test_positions_of_another_resolution(old, new):
   """Against transformers' own interpolation (torch's bicubic), where torch is installed."""
