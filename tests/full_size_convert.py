@@ -35,16 +35,10 @@ def write_release(folder: pathlib.Path) -> None:
   """The whole release, a tensor at a time."""
   llama = json.loads((SHAPES / "llama-2-7b.shapes.json").read_text())
   vila_u = json.loads((SHAPES / "vila-u-7b-256.shapes.json").read_text())
-  width, hidden = vila_u["config"]["hidden_size"], llama["config"]["hidden_size"]
-  projector = {
-    "layers.0.weight": [hidden, width], "layers.0.bias": [hidden],
-    "layers.2.weight": [hidden, hidden], "layers.2.bias": [hidden],
-  }  # fmt: skip
   pool = _pool()
-  for name, shapes in (
-    ("llm", llama["shapes"]), ("vision_tower", vila_u["shapes"]), ("mm_projector", projector),
-  ):  # fmt: skip
-    write_tensors(folder / name, shapes, pool)
+  write_tensors(folder / "llm", llama["shapes"], pool)
+  for name in ("vision_tower", "mm_projector"):
+    write_tensors(folder / name, vila_u["shapes"][name], pool)
   write_configs(folder, llama["config"], vila_u["config"])
   write_tokenizer(folder / "llm" / "tokenizer.model", llama["config"]["vocab_size"] - 4)
 
@@ -53,9 +47,12 @@ def write_tensors(folder: pathlib.Path, shapes: Shapes, pool: np.ndarray) -> Non
   """model.safetensors, or shards and their index where they are larger than SHARD_BYTES."""
   folder.mkdir(parents=True)
   shards: list[Shapes] = [{}]
+  size = 0
   for name, shape in shapes.items():
-    if shards[-1] and _bytes(shards[-1] | {name: shape}) > SHARD_BYTES:
+    size += _bytes({name: shape})
+    if size > SHARD_BYTES:
       shards.append({})
+      size = _bytes({name: shape})
     shards[-1][name] = shape
   weight_map = {}
   for i, shard in enumerate(shards):
