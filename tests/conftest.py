@@ -26,6 +26,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
 
-# Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments.
-for room in ("data", "models", "train"):
+# Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments, a release.
+for room in ("convert", "data", "models", "train"):
   sys.path.insert(0, str(pathlib.Path(__file__).parent / room))

@@ -192,6 +192,7 @@ class Evil:
     return os.mkdir, (os.environ["EVIL"],)
 
 
+@pytest.mark.parity
 def test_a_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
   torch = pytest.importorskip("torch")
   monkeypatch.setenv("EVIL", str(tmp_path / "executed"))

@@ -207,6 +207,7 @@ def test_big_vision_npz(tmp_path, stacked):
   same_bits(loaded.variables, variables)
 
 
+@pytest.mark.parity
 def test_rqvae_round_trip_in_torch_files(tmp_path):
   torch = pytest.importorskip("torch")
   golden = golden_lm.A.parent / "rqvae"
@@ -227,6 +228,7 @@ def test_rqvae_round_trip_in_torch_files(tmp_path):
   assert arch == yaml.safe_load((golden / "config.yaml").read_text())["arch"]
 
 
+@pytest.mark.parity
 def test_sharded_torch_files_of_llama(tmp_path):
   torch = pytest.importorskip("torch")
   config = VilaUConfig(name="out", tower=None, depth=None, llm=GQA, dtype="bfloat16")

@@ -97,3 +97,15 @@ def test_bad_files_are_named(tmp_path):
     T.train_tokenizer(["", "  "], tmp_path / "x.model")
   with pytest.raises(ValueError, match="outside of the vocabulary"):
     TOKENIZER.decode([516])
+
+
+def test_added_tokens_of_a_full_vocabulary_start_at_32000(tmp_path):
+  """Llama-2's 32000 pieces and the four ids that the release gives them."""
+  model = T.sentencepiece_model_pb2.ModelProto()
+  model.ParseFromString(LLAMA.read_bytes())
+  while len(model.pieces) < 32_000:
+    model.pieces.add(piece=f"\u2581w{len(model.pieces)}", score=-1e6)
+  (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+  t = T.Tokenizer(tmp_path / "tokenizer.model")
+  assert t.encode("<im_start><im_end><vi_start><vi_end>") == [32_000, 32_001, 32_002, 32_003]
+  assert t.vocab_size == 32_004

@@ -21,7 +21,7 @@ Both directions hold one tensor at a time in memory. An interrupted run leaves n
 
 import difflib
 
-from absl import flags
+from absl import flags, logging
 
 # Overridable, so that several commands can be imported into one process.
 _SOURCE = flags.DEFINE_string(
@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     near = difflib.get_close_matches(argv[1], convert.FORMATS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown format {argv[1]!r}{hint}; known: {', '.join(convert.FORMATS)}")
+  logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of what it raises
   with Bar("tensors") as bar:
     if action == "import":
       report = convert.import_checkpoint(

@@ -6,6 +6,7 @@ A table is a list of Rows. A row whose names hold "{layer}" fills the layers of 
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -91,6 +92,7 @@ class Plan:
     return next((why for p, why in self.ignored.items() if re.fullmatch(p, name)), None)
 
 
+@functools.lru_cache(maxsize=8)  # tracing a model takes a second
 def shapes_of(config: VilaUConfig, *prefixes: str) -> dict[str, Shape]:
   """Our variables below the prefixes ("params/llm", "quantizer") and their shapes."""
   flat = traverse_util.flatten_dict(nn.unbox(abstract_variables(config)), sep="/")

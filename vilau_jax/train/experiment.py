@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
+from vilau_jax.convert.sources import shorten
 from vilau_jax.data import pictures, pipeline
 from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.records import Records
@@ -269,14 +270,18 @@ def _lm_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Ex
 
 def _lm_model(config: ConfigDict, loaded: checkpoint.LoadedModel, whole: bool) -> VilaUConfig:
   """The preset with the tower that is really there; a whole model keeps its own architecture and
-  takes only config.model's overrides."""
+  takes only config.model's overrides. One that was not trained here must have the preset's."""
   overrides = config.model.to_dict()
   preset = overrides.pop("preset")
   if whole:
     if loaded.config.name != preset:
-      raise ValueError(
-        f"model.preset is {preset!r}, but {loaded.path} was made from {loaded.config.name!r}"
-      )
+      differing = _differing(loaded.config, VilaUConfig.from_preset(preset))
+      if differing:
+        raise ValueError(
+          f"model.preset is {preset!r}, but {loaded.path} was made from {loaded.config.name!r}:\n  "
+          + "\n  ".join(shorten(differing))
+          + f"\nto train it as it is, set model.preset to {loaded.config.name!r}"
+        )
     return loaded.config.with_overrides(**overrides)
   model = VilaUConfig.from_preset(preset, **overrides)
   if model.llm is None or model.depth is None or model.tower is None:
@@ -292,6 +297,24 @@ def _lm_model(config: ConfigDict, loaded: checkpoint.LoadedModel, whole: bool) -
       f"{loaded.path} is not the tower of preset {preset!r}:\n  " + "\n  ".join(differing)
     )
   return dataclasses.replace(model, tower=loaded.config.tower)
+
+
+def _differing(loaded: VilaUConfig, preset: VilaUConfig) -> list[str]:
+  """Sizes in which a whole model and a preset differ. How a model is used, and the context that
+  scaling makes, are not sizes."""
+  lines = []
+  for part in ("tower", "llm", "depth", "projector", "visual_positions", "code_scale"):
+    there, wanted = (_flat({part: c.to_dict()[part]}) for c in (loaded, preset))
+    lines += [
+      f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} in the preset"
+      for key in sorted(there.keys() | wanted.keys())
+      if there.get(key) != wanted.get(key) and key not in _NO_SIZES
+    ]
+  return lines
+
+
+_NO_SIZES = ("llm.vocab_multiple", "llm.rope_scaling", "llm.max_positions", "depth.dropout",
+             "depth.unroll")  # fmt: skip
 
 
 def _measured_scale(experiment: Experiment) -> float:

@@ -26,31 +26,13 @@ from vilau_jax import checkpoint, sharding
 from vilau_jax.metrics import MetricWriter
 from vilau_jax.models import perceptual
 from vilau_jax.train import experiment as experiments
-from vilau_jax.train import optim, samples
+from vilau_jax.train import initial, optim, samples
 from vilau_jax.train.experiment import Experiment
 from vilau_jax.train.lm import LmStage
 from vilau_jax.train.optim import State, Tree
 from vilau_jax.train.tower import TowerStage
 
 STAGES = {"tower": TowerStage, "lm": LmStage}
-# What init_from may name -> the variables it loads.
-COMPONENTS = {
-  "whole": ("params", "quantizer"),
-  "tower": ("params/tower", "quantizer"),
-  "siglip": (
-    "params/tower/vision",
-    "params/tower/text",
-    "params/tower/logit_scale",
-    "params/tower/logit_bias",
-  ),
-  "vision": ("params/tower/vision",),
-  "text": ("params/tower/text",),
-  "encoder": ("params/tower/encoder", "params/tower/quant"),
-  "decoder": ("params/tower/decoder", "params/tower/post_quant"),
-  "llm": ("params/llm",),
-  "projector": ("params/projector",),
-  "depth": ("params/depth",),
-}
 
 
 def train(
@@ -157,14 +139,7 @@ def _initialise(
   views = [_variables(*abstract), _variables(state, frozen)]
   wanted, values = (traverse_util.flatten_dict(view) for view in views)
   for component, directory in run.config.init_from.to_dict().items():
-    if component not in COMPONENTS:
-      raise ValueError(f"init_from: unknown component {component!r}; known: {sorted(COMPONENTS)}")
-    prefixes = [tuple(p.split("/")) for p in COMPONENTS[component]]
-    part = {k: v for k, v in wanted.items() if any(k[: len(p)] == p for p in prefixes)}
-    if not part:
-      raise ValueError(f"init_from.{component}: stage {run.config.stage!r} has no such part")
-    loaded = checkpoint.load_variables(directory, traverse_util.unflatten_dict(part))
-    values |= traverse_util.flatten_dict(loaded)
+    values |= initial.load(component, directory, run.model, wanted, run.config.stage)
   values = traverse_util.unflatten_dict(values)
   trained, still = _taken(state.params, values), _taken(frozen["params"], values)
   collections = dict(state.collections)
