@@ -104,7 +104,7 @@ class Runtime:
 
   def need_contrastive(self, *parts: str) -> None:
     """Refuses towers without the contrastive route, or without these parts of it."""
-    if "vision" in parts:  # what is embedded are quantised features
+    if not self._tower:
       self.need("tower")
     held = self._tower.get("params", {})
     if any(p not in held for p in parts) or self.config.tower.encoder != "siglip":

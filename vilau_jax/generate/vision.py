@@ -68,7 +68,8 @@ class Vision:
     return self._run(program, codes, known, empty=np.zeros((0, s, s, 3), dtype))
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded."""
+    """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded, or,
+    of an imported SigLIP, which has no quantiser, the features as they are."""
     return self._run(_embed_images, images, empty=np.zeros((0, self._width), np.float32))
 
   def embed_texts(self, ids: np.ndarray) -> np.ndarray:
@@ -123,7 +124,12 @@ def _pixels(tower: Tower, variables, codes, known) -> jax.Array:
 
 @_compiled
 def _embed_images(tower: Tower, variables, images):
-  return tower.apply(variables, _to_floats(images))["image_embedding"]  # the rest is not computed
+  images = _to_floats(images)
+  if variables["quantizer"]:
+    return tower.apply(variables, images)["image_embedding"]  # the rest is not computed
+  features = tower.apply(variables, images, method="features")
+  features = features.reshape(len(images), -1, features.shape[-1])
+  return tower.apply(variables, features, method="image_embedding")
 
 
 @_compiled

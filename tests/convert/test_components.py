@@ -1,6 +1,7 @@
 """Directories that hold one family only, and what else reads a release."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from vilau_jax import api, checkpoint, convert
 from vilau_jax.cli import main
 from vilau_jax.data.tokenizer import train_tokenizer
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "a"
 
-def test_an_imported_siglip_embeds_texts_and_makes_no_codes(imported, tmp_path):
+
+def test_an_imported_siglip_embeds_pictures_and_makes_no_codes(imported, tmp_path):
   convert.export_checkpoint("siglip", imported, tmp_path / "siglip")
   texts = train_tokenizer(["a cat", "a dog"], tmp_path / "spiece.model", vocab_size=300)
   with pytest.raises(ValueError, match="pieces, the text encoder reads 256 ids"):
@@ -20,9 +23,13 @@ def test_an_imported_siglip_embeds_texts_and_makes_no_codes(imported, tmp_path):
   convert.import_checkpoint("siglip", tmp_path / "siglip", tmp_path / "model")
   assert checkpoint.components(tmp_path / "model") == {"tower"}
   model = api.load(tmp_path / "model")
-  for call in (model.encode_images, model.embed_images):
-    with pytest.raises(ValueError, match="has no vision tower"):
-      call(np.zeros((1, 32, 32, 3), np.uint8))
+  with pytest.raises(ValueError, match="has no vision tower"):
+    model.encode_images(np.zeros((1, 32, 32, 3), np.uint8))
+  # Without a quantiser the features are embedded as they are: SigLIP's own embeddings.
+  expected = np.load(GOLDEN / "04_siglip.npz")
+  pixels = np.round((expected["pixel_values"].transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+  found = model.embed_images(pixels)
+  np.testing.assert_allclose(found, expected["image_embeds"], rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match="has no tower_tokenizer"):
     model.embed_texts(["a cat"])
   with pytest.raises(ValueError, match="does not hold what this format needs"):
