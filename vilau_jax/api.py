@@ -279,10 +279,9 @@ class VilaU:
     """
     self._runtime.need("tower")
     c = self.config.tower
+    squares = self._runtime.squares(images, geometry)
     parts = [np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)]
-    parts += [
-      self._runtime.vision.encode(squares) for squares in self._runtime.squares(images, geometry)
-    ]
+    parts += [self._runtime.vision.encode(s) for s in squares]
     return np.concatenate(parts).reshape(-1, c.grid, c.grid, c.quantizer.depth)
 
   def decode_codes(self, codes: np.ndarray, floats: bool = False) -> np.ndarray:
@@ -311,15 +310,12 @@ class VilaU:
   def embed_images(
     self, images: Sequence[Any] | np.ndarray, geometry: str = "resize"
   ) -> np.ndarray:
-    """Pictures -> L2-normalised float32 [n, D], in the space of embed_texts (of quantised
-    features, the contrastive route of the tower)."""
+    """Pictures -> L2-normalised float32 [n, D], in the space of embed_texts: the contrastive route
+    of the tower, from quantised features; an imported SigLIP has no quantiser, and needs none."""
     self._runtime.need_contrastive("vision")
+    squares = self._runtime.squares(images, geometry)
     parts = [np.zeros((0, self.config.tower.vision.width), np.float32)]
-    parts += [
-      self._runtime.vision.embed_images(squares)
-      for squares in self._runtime.squares(images, geometry)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate(parts + [self._runtime.vision.embed_images(s) for s in squares])
 
   def embed_texts(self, texts: Sequence[str], canon: str = "lower") -> np.ndarray:
     """Texts -> L2-normalised float32 [n, D].

@@ -10,6 +10,7 @@ from absl import flags
 
 import vilau_jax
 from vilau_jax.cli import main
+from vilau_jax.data import imports
 from vilau_jax.data.formats import folder
 from vilau_jax.data.records import Records
 
@@ -147,7 +148,7 @@ def test_tokenize_adds_the_codes_that_the_model_sees(model, tmp_path, capsys):
   for i in range(3):
     picture(source / f"{i}.png")
     (source / f"{i}.txt").write_text(f"picture {i}")
-  folder.convert(str(source), str(tmp_path / "records"))
+  imports.run(folder.plan(source), tmp_path / "records")
   records = next(p.parent for p in (tmp_path / "records").rglob("dataset_info.json"))
   out = tmp_path / "codes"
   typed = ["tokenize", f"--model={model}", f"--records={records}", f"--output={out}"]
