@@ -45,6 +45,7 @@ def timeless(path):
           if k not in ("minutes_total", "stage_seconds")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_report_json_holds_every_promised_figure():
   report = json.loads(evaluated().figures.read_text())
   for name in PROMISED:

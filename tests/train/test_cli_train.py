@@ -80,6 +80,7 @@ def wait_for(path, text, process):
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(experiment, tmp_path):
   config, environment = experiment
   whole = start(config, tmp_path / "whole", environment, "--profile=2:3")

@@ -160,6 +160,7 @@ def test_a_tower_of_another_resolution_starts_from_an_encoder(tmp_path):
   np.testing.assert_array_equal(got["params", "tower", "vision", "embed", "kernel"], kernel)
 
 
+@pytest.mark.slow
 def test_tower_from_one_place_and_llama_from_another(imported_llama, tmp_path):
   """A whole run with a bfloat16 Llama without added tokens, and padded rows."""
   _, model = experiments.tower()
@@ -183,6 +184,7 @@ def test_tower_from_one_place_and_llama_from_another(imported_llama, tmp_path):
     assert one.read() == other.read()
 
 
+@pytest.mark.slow
 def test_fine_tuning_an_imported_release(tmp_path):
   """init_from.whole takes a release of any geometry, under its own name."""
   second_release.write(tmp_path / "release")

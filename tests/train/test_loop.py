@@ -91,7 +91,14 @@ def test_a_tower_run_leaves_a_model_logs_and_samples(tower_run):
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["16", "24"]
 
 
-@pytest.mark.parametrize("mesh", [dict(data=-1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+BOTH_MESHES = pytest.mark.parametrize(
+  "mesh",
+  [dict(data=-1), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)],
+  ids=str,
+)
+
+
+@BOTH_MESHES
 def test_a_stopped_tower_run_goes_on_exactly(tower_run, tmp_path, mesh):
   config = ConfigDict(tower_run[0].to_dict())
   config.mesh.update(mesh)
@@ -107,7 +114,7 @@ def test_a_stopped_tower_run_goes_on_exactly(tower_run, tmp_path, mesh):
   assert_same_run(whole, tmp_path / "cut")
 
 
-@pytest.mark.parametrize("mesh", [dict(data=-1), dict(data=2, fsdp=2, tensor=2)], ids=str)
+@BOTH_MESHES
 def test_a_stopped_lm_run_goes_on_exactly(lm_run, tmp_path, mesh):
   config = ConfigDict(lm_run[0].to_dict())
   config.mesh.update(mesh)

@@ -69,6 +69,7 @@ def lm_stage():
 MIXED = dict(data=2, fsdp=2, tensor=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "make, shape",
   [
@@ -94,6 +95,7 @@ def test_eight_devices_agree_with_one(make, shape):
       assert_close(metrics[name], value)
 
 
+@pytest.mark.slow
 def test_accumulated_pieces_add_up_to_the_batch():
   c, model = experiments.lm(depth=dict(dropout=0.0))
   batch = experiments.lm_batch(model, c.data.row)

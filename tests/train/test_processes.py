@@ -36,6 +36,9 @@ loop.train(config, workdir)
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   """Records with codes and the model directory of the tower that is said to have made them."""
