@@ -2,8 +2,8 @@ r"""Quickstart, stage 2: a small language model that reads and draws with that t
 
 vilau train --config=configs/quickstart_lm.py --workdir=runs/quickstart/lm
 
-Two CPU cores, ten to twenty minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`) in
-runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
+Two CPU cores, ten to twenty minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
+in runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
 four questions each. Arguments: "smoke" (a few steps), "long" (several times the steps).
 """
 
