@@ -1,7 +1,6 @@
 """FID: resizers, statistics and distances against golden numbers, and the network and the distance
 against pytorch-fid, clean-fid and torch-fidelity where they are installed (extra `parity`)."""
 
-import importlib
 import json
 import pathlib
 
@@ -154,17 +153,10 @@ def test_psnr_and_ssim():
 # Against the packages themselves
 
 
-def package(name):
-  try:
-    return importlib.import_module(name)
-  except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
-    pytest.skip(f"{name}: {error}")
-
-
 def random_state(classes):
   """Weights of torchvision's Inception with running statistics that are not trivial."""
-  torch = package("torch")
-  torchvision = package("torchvision")
+  torch = pytest.importorskip("torch")
+  torchvision = pytest.importorskip("torchvision")
   torch.manual_seed(0)
   net = torchvision.models.inception_v3(
     weights=None, num_classes=classes, aux_logits=classes == 1000, init_weights=False
@@ -181,8 +173,8 @@ def random_state(classes):
 
 
 def test_features_equal_pytorch_fid(monkeypatch, tmp_path):
-  torch = package("torch")
-  theirs = package("pytorch_fid.inception")
+  torch = pytest.importorskip("torch")
+  theirs = pytest.importorskip("pytorch_fid.inception")
   _, state = random_state(1008)
   monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: state)
   torch.save(state, tmp_path / "inception.pth")
@@ -201,8 +193,8 @@ def test_features_equal_pytorch_fid(monkeypatch, tmp_path):
 
 
 def test_features_equal_torchvision(tmp_path):
-  torch = package("torch")
-  save_file = package("safetensors.torch").save_file
+  torch = pytest.importorskip("torch")
+  save_file = pytest.importorskip("safetensors.torch").save_file
   net, state = random_state(1000)
   save_file(state, tmp_path / "inception.safetensors")
   ours = inception.load_inception(tmp_path / "inception.safetensors")
@@ -215,7 +207,7 @@ def test_features_equal_torchvision(tmp_path):
 
 
 def test_distance_equals_pytorch_fid():
-  theirs = package("pytorch_fid.fid_score")
+  theirs = pytest.importorskip("pytorch_fid.fid_score")
   rng = np.random.default_rng(0)
   first = rng.gamma(0.5, 1.0, (300, 64))
   second = rng.gamma(0.6, 1.0, (280, 64)) @ rng.normal(0, 0.2, (64, 64))
@@ -227,9 +219,9 @@ def test_distance_equals_pytorch_fid():
 
 
 def test_resizing_equals_clean_fid_and_torch_fidelity():
-  torch = package("torch")
-  clean = package("cleanfid.resize")
-  fidelity = package("torch_fidelity.interpolate_compat_tensorflow")
+  torch = pytest.importorskip("torch")
+  clean = pytest.importorskip("cleanfid.resize")
+  fidelity = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow")
   for image in (formula(37, 53), formula(400, 311)):
     want = clean.make_resizer("PIL", False, "bicubic", (299, 299))(image)
     np.testing.assert_allclose(fid.resize(image, "clean"), want, atol=1e-4)
