@@ -17,7 +17,7 @@ def get_config(arg=""):
   c.init_from = dict(whole=c.get_ref("runs") + "/lm")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 100, "smoke": 8, "long": 600})
+  c.steps = defaults.pick(arg, {"": 60, "smoke": 8, "long": 600})
   c.batch_size = 12
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.optim.update(dict(peak_lr=2e-4, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))

@@ -2,7 +2,7 @@ r"""Quickstart, stage 2: a small language model that reads and draws with that t
 
 vilau train --config=configs/quickstart_lm.py --workdir=runs/quickstart/lm
 
-Two CPU cores, ten to twenty minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
+Two CPU cores, six to twelve minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
 in runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
 four questions each. Arguments: "smoke" (a few steps), "long" (several times the steps).
 """
@@ -18,7 +18,7 @@ def get_config(arg=""):
   c.init_from = dict(tower=c.get_ref("runs") + "/tower")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 1400, "smoke": 16, "long": 5600})
+  c.steps = defaults.pick(arg, {"": 800, "smoke": 16, "long": 5600})
   c.batch_size = 12
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.code_scale = "auto"
