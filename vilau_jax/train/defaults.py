@@ -44,6 +44,7 @@ def _optim(**values) -> dict:
     clip=1.0,  # global gradient norm; 0 = off
     accumulate=1,
     lr_multipliers=dict(),  # path prefix -> factor
+    muon=False,  # extension: Muon for the matrices of transformer blocks, Adam for the rest
     ema=0.0,  # extension: decay of an averaged copy of the weights, which is what loads; 0 = off
   )
   return base | values

@@ -7,9 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import struct, traverse_util
 from ml_collections import ConfigDict
 
+# Matrices that optim.muon changes, by the module that holds the kernel: axes it reads, axes it
+# writes. Heads are split off what is one matrix; leading axes are layers.
+_READ_WIDTH, _READ_HEADS, _DENSE = ((-3,), (-2, -1)), ((-3, -2), (-1,)), ((-2,), (-1,))
+_MATRICES = {
+  **dict.fromkeys(("query", "key", "value", "q_proj", "k_proj", "v_proj"), _READ_WIDTH),
+  **dict.fromkeys(("out", "o_proj"), _READ_HEADS),
+  **dict.fromkeys(("fc1", "fc2", "gate_proj", "up_proj", "down_proj"), _DENSE),
+}
 # Norms, biases and the contrastive scalars: one-dimensional before stacking and head splitting.
 _NO_DECAY = ("bias", "scale", "logit_scale", "logit_bias")
 Tree = dict[str, Any]
@@ -93,7 +102,7 @@ def optimizer(
 
   Args:
     optim: peak_lr, b1, b2, eps, weight_decay, decay_1d, warmup, end_lr_fraction, clip (0 = off),
-      lr_multipliers.
+      lr_multipliers, muon (the matrices of transformer blocks by Muon, see `_muon`).
     steps: length of the schedule.
     params: trained parameters; given to check that every multiplier names some.
 
@@ -116,7 +125,7 @@ def optimizer(
 
   parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
   parts += [
-    optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+    _muon(optim) if optim.muon else optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
     optax.add_decayed_weights(optim.weight_decay, mask=decayed),
     optax.scale_by_learning_rate(schedule(optim, steps)),
   ]
@@ -125,6 +134,39 @@ def optimizer(
       optax.stateless(lambda grads, _: _by_path(lambda path, g: g * factor(path), grads))
     )
   return optax.chain(*parts)
+
+
+def _muon(optim: ConfigDict) -> optax.GradientTransformation:
+  """Orthogonal updates (Newton-Schulz) for the matrices of transformer blocks, Adam for the rest.
+
+  Updates have Adam's usual size (Liu et al., arXiv 2502.16982, equation 4), so that one learning
+  rate and weight decay serve both.
+  """
+
+  def axes(path: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    return _MATRICES.get(path[-2]) if path[-1] == "kernel" else None
+
+  def numbers(path: tuple[str, ...], leaf: Any) -> Any:
+    if isinstance(leaf, optax.MaskedNode):
+      return leaf
+    read, written = (tuple(a % leaf.ndim for a in group) for group in axes(path))
+    return optax.contrib.MuonDimensionNumbers(read, written)
+
+  def sized(path: tuple[str, ...], update: Any) -> Any:
+    if isinstance(update, optax.MaskedNode):
+      return update
+    sides = (math.prod(update.shape[a] for a in group) for group in axes(path))
+    return update * 0.2 * math.sqrt(max(sides))
+
+  matrices = optax.chain(
+    optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: _by_path(numbers, tree)),
+    optax.stateless(lambda updates, _: _by_path(sized, updates)),
+  )
+  rest = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+  label = lambda path, _: "rest" if axes(path) is None else "matrices"  # noqa: E731
+  return optax.partition(
+    {"matrices": matrices, "rest": rest}, lambda tree: _by_path(label, tree)
+  )
 
 
 def _by_path(fn, tree: Tree) -> Tree:
