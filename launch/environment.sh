@@ -1,5 +1,5 @@
-# Sourced by the scripts of this folder: makes .venv in the checkout and installs vilau_jax with the
-# extras named in $1. Sets $PYTHON. Installs again only when setup.py or the extras change.
+# Sourced by the scripts of this folder: makes .venv (or $2) in the checkout and installs vilau_jax with
+# the extras named in $1. Sets $PYTHON. Installs again only when setup.py or the extras change.
 
 find_python() {
   local name
@@ -15,19 +15,19 @@ find_python() {
 }
 
 prepare_environment() {
-  local extras=$1 base stamp
+  local extras=$1 venv=${2:-.venv} base stamp
   base=$(find_python)
-  if [ ! -x .venv/bin/python ]; then
-    echo "== making .venv with $("$base" --version)"
-    "$base" -m venv .venv || {
+  if [ ! -x "$venv/bin/python" ]; then
+    echo "== making $venv with $("$base" --version)"
+    "$base" -m venv "$venv" || {
       echo "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
       return 1
     }
   fi
-  PYTHON=$PWD/.venv/bin/python
-  stamp=.venv/installed-$extras
+  PYTHON=$PWD/$venv/bin/python
+  stamp=$venv/installed-$extras
   if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
-    echo "== installing vilau_jax[$extras] into .venv (a few minutes the first time)"
+    echo "== installing vilau_jax[$extras] into $venv (a few minutes the first time)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
     touch "$stamp"
   fi

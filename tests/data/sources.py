@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vilau_jax.data import media
 
@@ -85,6 +85,11 @@ def document(*sentences, images=(), url="http://x"):
     "similarity_matrix": [[0.1] * len(sentences)] * len(infos),
     "url": url,
   }
+
+
+def llava_lines(root):
+  rows = json.loads(llava(root).read_text())
+  return put(root / "share.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
 
 
 def mmc4(root):
@@ -173,6 +178,12 @@ def wids(root):
   return root
 
 
+def wids_without_index(root):
+  (wids(root) / "wids-meta.json").unlink()
+  (root / "more/01.tar").rename(root / "01.tar")
+  return root
+
+
 SCORES = {
   "clip_similarity_vitb32": 0.25,
   "clip_similarity_vitl14": 0.5,
@@ -238,11 +249,46 @@ def folder(root):
   return root
 
 
+def folder_csv(root):
+  folder(root)
+  put(
+    root / "captions.csv", 'file,caption\r\nb.jpg,"one, ""really"""\r\na/c.webp,two\r\nd.bmp,x\r\n'
+  )
+  return root
+
+
+def folder_jsonl(root):
+  rows = [{"file": name, "caption": f"it is {name}"} for name in ("b.jpg", "a/c.webp", "d.bmp")]
+  folder(root)
+  put(root / "captions.jsonl", "\n".join(map(json.dumps, rows)))
+  return root
+
+
 def folder_parquet(root):
   folder(root)
   table = pa.table({"file": ["b.jpg", "a/c.webp", "b.jpg"], "caption": ["one", "two", "three"]})
   pq.write_table(table, root / "captions.parquet")
   return root
+
+
+def easy_vqa(root):
+  """The layout of the package's data folder: questions.json and images of 64 pixels a split."""
+  for split in ("train", "test"):
+    asked = []
+    for number, color in enumerate(("red", "teal", "black")):
+      image = Image.new("RGB", (64, 64), (240, 235, 245))
+      ImageDraw.Draw(image).ellipse((12, 16, 40, 44), color)
+      buffer = io.BytesIO()
+      image.save(buffer, format="PNG")
+      put(root / split / "images" / f"{number}.png", buffer.getvalue())
+      asked += [["what color is the shape?", color, number]]
+      asked += [["does the image contain a circle?", "yes", number]]
+    put(root / split / "questions.json", json.dumps(asked))
+  return root
+
+
+def emoji(root):
+  """Nothing: scenes are made of what comes with the package."""
 
 
 def tfds(root, name="toy_captions"):
@@ -290,32 +336,47 @@ def tfds(root, name="toy_captions"):
   return root / name / "1.0.0"
 
 
-# format as tested -> (format of the command, builder, options by path below the source's folder)
+# format as tested -> (format of the command, builder, options; those that are str are paths below
+# the source's folder)
+SCENES = dict(scenes=4, videos=3, test_scenes=1, test_videos=1)
 EVERY = {
   "llava": ("llava", llava, {"images": "images"}),
+  "llava_lines": ("llava", llava_lines, {"images": "images"}),
   "mmc4": ("mmc4", mmc4, {}),
   "mmc4_jsonl": ("mmc4", mmc4_jsonl, {"images": "images"}),
   "vflan": ("vflan", vflan, {}),
   "openvid": ("openvid", openvid, {}),
   "wids": ("wids", wids, {}),
+  "wids_without_index": ("wids", wids_without_index, {}),
   "img2dataset": ("img2dataset", img2dataset, {}),
   "img2dataset_parquet": ("img2dataset", img2dataset_parquet, {}),
   "coyo": ("coyo", coyo, {}),
   "coyo_parquet": ("coyo", coyo_parquet, {"images": "images"}),
   "folder": ("folder", folder, {}),
+  "folder_csv": ("folder", folder_csv, {}),
+  "folder_jsonl": ("folder", folder_jsonl, {}),
   "folder_parquet": ("folder", folder_parquet, {}),
+  "folder_tfrecord": ("folder", folder, {}),
   "tfds": ("tfds", tfds, {}),
+  "easy_vqa": ("easy-vqa", easy_vqa, {}),
+  "emoji": ("emoji", emoji, SCENES),
+  "emoji_videos": ("emoji", emoji, SCENES),
 }
+PARTS = {"easy_vqa": "train", "emoji": "train_scenes", "emoji_videos": "train_videos"}
 # What their records are, by kind.
 KINDS = {
-  "llava": {"sft": 6, "text": 1},
+  **{name: {"sft": 6, "text": 1} for name in ("llava", "llava_lines")},
   "mmc4": {"interleaved": 3},
   "mmc4_jsonl": {"interleaved": 2},
   "vflan": {"sft": 3, "text": 1},
   "openvid": {"t2v": 3},
   "wids": {"t2i": 4},
+  "wids_without_index": {"t2i": 4},
   **{name: {"pair": 3} for name in EVERY if name.startswith(("img2", "coyo", "folder"))},
   "tfds": {"pair": 4},
+  "easy_vqa": {"i2t": 3},
+  "emoji": {"i2t": 4},
+  "emoji_videos": {"t2v": 3},
 }
 
 
@@ -329,4 +390,14 @@ def plan(name, root):
   source = build(root / name)
   module, function = data_import.PLANS[command]
   make = getattr(importlib.import_module(f"vilau_jax.data.formats.{module}"), function)
-  return make(source, **{key: root / name / value for key, value in options.items()})
+  options = {k: root / name / v if isinstance(v, str) else v for k, v in options.items()}
+  made = make(source, **options)
+  return made[PARTS[name]] if name in PARTS else made
+
+
+def load(name, root, output):
+  """Imports a format's data set."""
+  from vilau_jax.data import imports
+
+  writer = "tfrecord" if name.endswith("tfrecord") else "array_record"
+  return imports.run(plan(name, root), output, writer=writer)

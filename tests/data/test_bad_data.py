@@ -38,14 +38,19 @@ def test_llava_entries(tmp_path):
     "no.mp4": b"",
   }.items():
     put(root / name, data)
-  put(root / "sound.mp4", sources.movie(tmp_path / "v.mp4", 0).read_bytes()[:300])
+  film = sources.movie(tmp_path / "v.mp4", 0).read_bytes()
+  put(root / "short.mp4", film[:300])
+  put(root / "most.mp4", film[:-40])
+  put(root / "noise.mp4", bytes(range(256)))
   rows = [
     talk("good", image="a.jpg"),
     talk("gone", image="gone.jpg"),
     talk("cut", image="cut.jpg"),
     talk("text", image="text.jpg"),
     talk("empty", video="no.mp4"),
-    talk("short", video="sound.mp4"),
+    talk("short", video="short.mp4"),
+    talk("most", video="most.mp4"),
+    talk("noise", video="noise.mp4"),
     talk("out", image="../secret.jpg"),
     talk("many", image=["a.jpg", "a.jpg"]),
     talk("both", image="a.jpg", video="no.mp4"),
@@ -60,25 +65,27 @@ def test_llava_entries(tmp_path):
   path = put(tmp_path / "x.json", json.dumps(rows))
   arrived, found, counts = run(llava.plan(path, images=root), tmp_path / "out")
   assert arrived == ["good", "good", "last"]  # one id, two conversations: both are wanted
-  assert counts == {"accepted": 3, "rejected": 13}
+  assert counts == {"accepted": 3, "rejected": 15}
   for name, problem in {
     "gone": "gone.jpg is missing",
     "cut": "broken or cut-off",
     "text": "not a picture",
     "empty": "no.mp4 is an empty file",
-    "short": "not a video that can be read",
+    "short": "short.mp4 is cut off: its box 'mdat' ends at byte",
+    "most": "most.mp4 is cut off",
+    "noise": "not a video that can be read",
     "out": "outside of the folder",
     "many": "1 <image> placeholders for 2 images",
     "both": "has ['image', 'video']",
     "number": "turn 0 is not a string: 7",
     "order": "turns must alternate",
     "who": "from 'system'",
-    "x.json, entry 12": "must be an object, it is 17",
+    "x.json, entry 14": "must be an object, it is 17",
     "good": "it came before: x.json, from entry 0, record 0",
   }.items():
     assert problem in found[name][1]
     assert found[name][0].startswith("x.json, ")
-  assert found["cut"][0] == "x.json, entry 2"
+  assert found["cut"][0] == "x.json, entry 2" and found["most"][0] == "x.json, entry 6"
 
 
 def test_video_without_frames(tmp_path):

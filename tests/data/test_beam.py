@@ -10,7 +10,7 @@ from vilau_jax.data import beam, imports
 pytest.importorskip("apache_beam")
 
 
-@pytest.mark.parametrize("name", ["folder", "mmc4", "llava"])
+@pytest.mark.parametrize("name", ["folder", "mmc4", "llava", "emoji", "tfds"])
 def test_beam_writes_the_same_bytes(tmp_path, name):
   imports.run(sources.plan(name, tmp_path), tmp_path / "here")
   runner = beam.on_beam(["--runner=DirectRunner", "--direct_num_workers=1"])

@@ -1,12 +1,14 @@
 import collections
 import hashlib
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
-from vilau_jax.data import media, records
+from vilau_jax.data import imports, media, records
 from vilau_jax.data.formats import emoji as E
+from vilau_jax.data.formats import emoji_import
 
 DEFAULT = E.Canvas()
 
@@ -175,28 +177,40 @@ def digests(root):
 SMALL = dict(scenes=30, videos=6, test_scenes=8, test_videos=4)
 
 
-def test_import_is_deterministic_and_goes_on(tmp_path):
-  counts = E.convert(None, tmp_path / "a", **SMALL)
-  assert counts == dict(train_scenes=30, train_videos=6, test_scenes=8, test_videos=4)
-  E.convert(None, tmp_path / "b", **SMALL)
-  assert digests(tmp_path / "a") == digests(tmp_path / "b")
-  for file in (tmp_path / "b" / "test_scenes").iterdir():
-    file.unlink()
-  (tmp_path / "b" / "test_scenes").rmdir()  # as if the import had been interrupted
-  before = (tmp_path / "b" / "train_scenes" / records.INFO).stat().st_mtime_ns
+def test_import_is_deterministic_and_goes_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(emoji_import, "SCENES", 7)
+  plans = emoji_import.plans(**SMALL)
   seen = []
-  E.convert(None, tmp_path / "b", **SMALL, progress=lambda *args: seen.append(args))
-  assert seen[-1] == (48, 48)
+  counts = imports.run_parts(plans, tmp_path / "a", progress=lambda *args: seen.append(args))
+  assert {part: c["accepted"] for part, c in counts.items()} == dict(
+    train_scenes=30, train_videos=6, test_scenes=8, test_videos=4
+  )
+  assert seen[-1] == (pytest.approx(1), 48) and seen == sorted(seen)
+  imports.run_parts(plans, tmp_path / "b", executor=imports.in_processes(2))
+  assert digests(tmp_path / "a") == digests(tmp_path / "b")
+  shutil.rmtree(tmp_path / "b" / "test_scenes")  # as if the import had been interrupted
+  before = (tmp_path / "b" / "train_scenes" / records.INFO).stat().st_mtime_ns
+  imports.run_parts(plans, tmp_path / "b")
   assert digests(tmp_path / "a") == digests(tmp_path / "b")
   assert (tmp_path / "b" / "train_scenes" / records.INFO).stat().st_mtime_ns == before
-  with pytest.raises(ValueError, match="other settings"):
-    E.convert(None, tmp_path / "b", **SMALL, seed=1)
-  with pytest.raises(ValueError, match="--scenes must be at least 1"):
-    E.convert(None, tmp_path / "c", **{**SMALL, "scenes": 0})
+  with pytest.raises(ValueError, match="another import"):
+    imports.run_parts(emoji_import.plans(**SMALL, seed=1), tmp_path / "b")
+  for wrong, problem in {"scenes": "--scenes must be", "size": "multiple of 5"}.items():
+    with pytest.raises(ValueError, match=problem):
+      emoji_import.plans(**{**SMALL, wrong: 0})
+  with pytest.raises(ValueError, match="leave --source"):
+    emoji_import.plans("here")
+
+
+@pytest.mark.parametrize("draw", [E.pictures, E.videos])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pieces_of_a_drawing_are_the_drawing(draw, split):
+  whole = list(draw(150, split, 3))
+  assert whole[:60] + list(draw(150, split, 3, start=60)) == whole
 
 
 def test_records_hold_everything(tmp_path):
-  E.convert(None, tmp_path, **SMALL)
+  imports.run_parts(emoji_import.plans(**SMALL), tmp_path)
   for part in ("train_scenes", "test_videos"):
     for record in records.Records(tmp_path / part):
       scene = E.Scene.from_json(record["scene"])

@@ -1,7 +1,5 @@
 """Every format of raw data: what its records are, and what is said of entries that are broken."""
 
-import json
-
 import pytest
 import sources
 
@@ -15,7 +13,7 @@ def imported(tmp_path_factory):
 
   def get(name):
     if name not in found:
-      counts = imports.run(sources.plan(name, root / "raw"), root / "records" / name)
+      counts = sources.load(name, root / "raw", root / "records" / name)
       found[name] = (records.Records(root / "records" / name), counts)
     return found[name]
 
@@ -125,5 +123,22 @@ def test_tfds(imported, tmp_path):
     tfds.plan(tmp_path, builder="nothing_here")
 
 
-def rejects(path):
-  return [json.loads(line) for line in (path / imports.REJECTS).read_text().splitlines()]
+def test_other_forms_of_a_format_give_the_same_records(imported):
+  for one, other in {
+    "llava": "llava_lines",
+    "wids": "wids_without_index",
+    "folder": "folder_tfrecord",
+  }.items():
+    pairs = zip(imported(one)[0], imported(other)[0], strict=True)
+    # Entries without an id are called by their number, lines by theirs, which begin with 1.
+    assert all({**a, "id": ""} == {**b, "id": ""} for a, b in pairs)
+  captions = [r["caption"] for r in imported("folder_csv")[0]]
+  assert captions == ['one, "really"', "two", "x"]
+  assert [r["caption"] for r in imported("folder_jsonl")[0]][1] == "it is a/c.webp"
+
+
+def test_made_and_packaged_sets(imported):
+  found = list(imported("easy_vqa")[0])
+  assert [r["caption"] for r in found] == ["a red circle", "a teal circle", "a black circle"]
+  assert found[1]["conversations_value"][:2] == ["what color is the shape?", "teal"]
+  assert all("moving" in r["caption"] for r in imported("emoji_videos")[0])

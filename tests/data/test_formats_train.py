@@ -10,12 +10,12 @@ import pytest
 import sources
 
 from vilau_jax import api
-from vilau_jax.data import codes, forms, imports, inspect, pipeline, records
+from vilau_jax.data import codes, forms, inspect, pipeline, records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
 from vilau_jax.train import loop
 from vilau_jax.train.lm import LmStage
 
-FORMS = {"interleaved": "interleaved", "t2v": "t2v", "t2i": "t2i", "pair": "t2i", "sft": "sft"}
+FORMS = {"pair": "t2i", **{kind: kind for kind in ("interleaved", "t2v", "t2i", "i2t", "sft")}}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def coded(root, tower):
   side, count = tower.config.tower.image_size, tower.config.tower.image_tokens
   found = {}
   for name in sources.EVERY:
-    imports.run(sources.plan(name, root / "raw"), root / "records" / name)
+    sources.load(name, root / "raw", root / "records" / name)
 
     def encode(images):
       return tower.encode_images(images).reshape(len(images), count, -1)
@@ -83,7 +83,8 @@ def trained(root, tower, coded):
 @pytest.mark.parametrize("name", sources.EVERY)
 def test_every_format_is_trained_on(coded, trained, name):
   found = coded[name]
-  assert "image" in inspect.summary(found) or found.kinds
+  about = inspect.summary(found)
+  assert all(f"{count} {kind}" in about for kind, count in sources.KINDS[name].items())
   assert inspect.sheet(found).shape[-1] == 3
   kind = next(kind for kind in found.kinds if kind in FORMS)
   losses, picture, row = trained(name, FORMS[kind])

@@ -7,13 +7,11 @@ import subprocess
 import sys
 import time
 
-import fsspec
 import numpy as np
 import pytest
 import sources
 
 from vilau_jax.data import as_tfds, imports, records
-from vilau_jax.data.formats import folder
 from vilau_jax.data.pieces import Note, Piece, Reject
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -213,36 +211,3 @@ def test_tfds_reads_them(tmp_path):
   path = as_tfds.write(tmp_path / "mixed")
   data = tfds.builder_from_directory(path).as_data_source("train")
   assert set(data[0]) == {"kind", "id", "source", "conversations_from", "conversations_value"}
-
-
-def test_object_stores_are_read_and_written(tmp_path):
-  """gs:// goes through fsspec; here its file system is one in memory."""
-  from fsspec.implementations.memory import MemoryFileSystem
-
-  known = {name: fsspec.registry.get(name) for name in ("gs", "gcs")}
-
-  class Bucket(MemoryFileSystem):
-    protocol = ("gs", "gcs", "memory")
-
-    def __init__(self, *args, finalize_on_close=None, **kwargs):
-      super().__init__(*args, **kwargs)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-      return super()._strip_protocol(path.replace("gs://", "memory://"))
-
-  try:
-    for name in known:
-      fsspec.register_implementation(name, Bucket, clobber=True)
-    sources.folder(tmp_path / "pictures")
-    store = Bucket()
-    for path in (tmp_path / "pictures").rglob("*.*"):
-      place = path.relative_to(tmp_path / "pictures")
-      store.pipe_file(f"/bucket/pictures/{place}", path.read_bytes())
-    imports.run(folder.plan("gs://bucket/pictures"), "gs://bucket/out")
-    imports.run(folder.plan(tmp_path / "pictures"), tmp_path / "out")
-    for name, data in bytes_of(tmp_path / "out").items():
-      assert store.cat_file(f"/bucket/out/{name}") == data
-  finally:
-    for name, was in known.items():
-      fsspec.register_implementation(name, was or MemoryFileSystem, clobber=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilau_jax.data import codes, forms, inspect, records
-from vilau_jax.data.formats import emoji
+from vilau_jax.data import codes, forms, imports, inspect, records
+from vilau_jax.data.formats import emoji_import
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory):
   root = tmp_path_factory.mktemp("inspect")
-  emoji.convert(None, root / "raw", scenes=12, videos=4, test_scenes=2, test_videos=2)
+  plans = emoji_import.plans(scenes=12, videos=4, test_scenes=2, test_videos=2)
+  imports.run_parts(plans, root / "raw")
   encode = lambda images: np.arange(len(images) * 100).reshape(-1, 25, 4) % 256  # noqa: E731
   for part in ("train_scenes", "train_videos"):
     codes.add_codes(root / "raw" / part, root / "coded" / part, encode, "tower", image_size=60)

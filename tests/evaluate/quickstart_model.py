@@ -9,7 +9,8 @@ import numpy as np
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.data.formats import easy_vqa, emoji
+from vilau_jax.data import imports
+from vilau_jax.data.formats import easy_vqa, emoji_import
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
 from vilau_jax.models import vilau
@@ -17,8 +18,9 @@ from vilau_jax.models.tower import Tower
 
 
 def write_data(root: pathlib.Path) -> None:
-  emoji.convert(None, root / "emoji", scenes=60, videos=8, test_scenes=12, test_videos=6)
-  easy_vqa.convert(None, root / "easy_vqa", limit=8)
+  scenes = emoji_import.plans(scenes=60, videos=8, test_scenes=12, test_videos=6)
+  imports.run_parts(scenes, root / "emoji")
+  imports.run_parts(easy_vqa.plans(limit=8), root / "easy_vqa")
 
 
 def write_model(path: pathlib.Path, data: pathlib.Path, preset: str = "tiny", **overrides) -> None:

@@ -9,7 +9,8 @@ from absl import flags
 
 import vilau_jax
 from vilau_jax.cli import main as cli
-from vilau_jax.data.formats import easy_vqa, emoji
+from vilau_jax.data import imports
+from vilau_jax.data.formats import easy_vqa, emoji_import
 from vilau_jax.evaluate import catalogue, runner
 from vilau_jax.evaluate.benchmarks import builtin
 from vilau_jax.evaluate.task import Options
@@ -38,7 +39,8 @@ def test_easy_vqa_needs_no_data(tmp_path):
 
 
 def test_scenes(tmp_path):
-  emoji.convert(None, tmp_path / "emoji", scenes=20, videos=4, test_scenes=4, test_videos=2)
+  plans = emoji_import.plans(scenes=20, videos=4, test_scenes=4, test_videos=2)
+  imports.run_parts(plans, tmp_path / "emoji")
   options = Options(limit=6, max_new_tokens=3)
   result = runner.run(
     "scenes", data=tmp_path, output=tmp_path / "o", model=model(), options=options

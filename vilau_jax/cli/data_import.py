@@ -42,9 +42,9 @@ PLANS = {
   "img2dataset": ("webdataset", "plan_img2dataset"),
   "coyo": ("coyo", "plan"),
   "tfds": ("tfds", "plan"),
+  "easy-vqa": ("easy_vqa", "plans"),  # several data sets, a directory each
+  "emoji": ("emoji_import", "plans"),
 }
-MADE = ("easy-vqa", "emoji")  # small; they write their own parts
-FORMATS = (*PLANS, *MADE)
 
 # Overridable, so that several commands can be imported into one process.
 _SOURCE = flags.DEFINE_string("source", None, "where the raw data is", allow_override=True)
@@ -68,61 +68,61 @@ flags.DEFINE_string("split", "train", "tfds: split, or a part of one", allow_ove
 flags.DEFINE_string("caption_key", None, "tfds: feature of the caption or label")
 flags.DEFINE_string("label_names", None, "tfds: file with a name a line for the labels")
 flags.DEFINE_string("template", "a photo of a {}", "tfds: a label's caption", allow_override=True)
-_SIZE = flags.DEFINE_integer(
+flags.DEFINE_integer(
   "size",
   None,
   "side of the stored pictures; 0 keeps them (default: 60, folder: 0)",
   lower_bound=0,
   allow_override=True,
 )
-_SEED = flags.DEFINE_integer(
-  "seed", 0, "emoji: what the scenes are drawn from", allow_override=True
-)
-_SCENES = flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower_bound=1)
-_VIDEOS = flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1)
-_TEST_SCENES = flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1)
-_TEST_VIDEOS = flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1)
-_LIMIT = flags.DEFINE_integer(
+flags.DEFINE_integer("seed", 0, "emoji: what the scenes are drawn from", allow_override=True)
+flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower_bound=1)
+flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1)
+flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1)
+flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1)
+flags.DEFINE_integer(
   "limit", 0, "easy-vqa: pictures a split, 0 = all", lower_bound=0, allow_override=True
 )
 OPTIONS = (
   "images", "frames", "kind", "downsample_video", "builder", "split", "caption_key", "label_names",
-  "template", "size",
+  "template", "size", "seed", "scenes", "videos", "test_scenes", "test_videos", "limit",
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-  if not argv or argv[0] not in FORMATS or (len(argv) > 1 and _RUNNER.value is None):
+  if not argv or argv[0] not in PLANS or (len(argv) > 1 and _RUNNER.value is None):
     typed = " ".join(argv)
-    near = difflib.get_close_matches(typed, FORMATS, n=1)
+    near = difflib.get_close_matches(typed, PLANS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"give one format of {', '.join(FORMATS)}; got {typed!r}{hint}")
+    raise ValueError(f"give one format of {', '.join(PLANS)}; got {typed!r}{hint}")
   if not _OUTPUT.value:
     raise ValueError("say where the records go: --output=DIR")
   began = time.monotonic()
   with Bar("records") as line:
-    if argv[0] in MADE:
-      counts = _make(argv[0], line.update)
-    else:
-      counts = _import(argv[0], argv[1:], line.advance)
-  print(f"{_OUTPUT.value}: {', '.join(f'{n} {part}' for part, n in counts.items())}")
-  print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect DIR")
-  if counts.get("rejected"):
-    print(f"why some were rejected: {_OUTPUT.value}/{imports.REJECTS}")
-  return 1 if counts.get("damaged") else 0
+    parts = _import(argv[0], argv[1:], line.advance)
+  for part, counts in parts.items():
+    path = os.path.join(_OUTPUT.value, part).rstrip("/")
+    print(f"{path}: {', '.join(f'{n} {what}' for what, n in counts.items())}")
+    if counts["rejected"]:
+      print(f"why some were rejected: {path}/{imports.REJECTS}")
+    if _TFDS.value:
+      from vilau_jax.data import as_tfds
+
+      print(f"for TFDS: {as_tfds.write(path)}")
+  print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect {_OUTPUT.value}")
+  return 1 if any("damaged" in counts for counts in parts.values()) else 0
 
 
-def _import(name: str, options: list[str], progress) -> dict[str, int]:
-  plan = PLANS[name][1]
-  module = importlib.import_module(f"vilau_jax.data.formats.{PLANS[name][0]}")
-  makes = getattr(module, plan)
+def _import(name: str, options: list[str], progress) -> dict[str, dict[str, int]]:
+  module, function = PLANS[name]
+  makes = getattr(importlib.import_module(f"vilau_jax.data.formats.{module}"), function)
   accepted = inspect.signature(makes).parameters
   given = {}
   for option in OPTIONS:
     flag = flags.FLAGS[option]
     if option in accepted and flag.value is not None:
       given[option] = flag.value
-    elif flag.present:
+    elif option not in accepted and flag.present:
       takes = ", ".join(f"--{o}" for o in OPTIONS if o in accepted) or "none"
       raise ValueError(f"--{option} is no option of the format {name}; its options: {takes}")
   executor = imports.in_processes(_WORKERS.value or os.cpu_count() or 1)
@@ -130,29 +130,8 @@ def _import(name: str, options: list[str], progress) -> dict[str, int]:
     from vilau_jax.data import beam
 
     executor = beam.on_beam([f"--runner={_RUNNER.value}", *options])
-  counts = imports.run(
-    makes(_SOURCE.value, **given), _OUTPUT.value, executor=executor, writer=_WRITER.value,
-    records_per_shard=_PER_SHARD.value, progress=progress,
+  made = makes(_SOURCE.value, **given)
+  return imports.run_parts(
+    {"": made} if isinstance(made, imports.Plan) else made, _OUTPUT.value, executor=executor,
+    writer=_WRITER.value, records_per_shard=_PER_SHARD.value, progress=progress,
   )  # fmt: skip
-  if _TFDS.value:
-    from vilau_jax.data import as_tfds
-
-    print(f"for TFDS: {as_tfds.write(_OUTPUT.value)}")
-  return counts
-
-
-def _make(name: str, progress) -> dict[str, int]:
-  from vilau_jax.data.formats import easy_vqa, emoji
-
-  size = _SIZE.value
-  if name == "emoji":
-    canvas = emoji.Canvas() if size is None else emoji.Canvas.of_size(size)
-    return emoji.convert(
-      _SOURCE.value, _OUTPUT.value, scenes=_SCENES.value, videos=_VIDEOS.value,
-      test_scenes=_TEST_SCENES.value, test_videos=_TEST_VIDEOS.value, seed=_SEED.value,
-      canvas=canvas, progress=progress,
-    )  # fmt: skip
-  size = 60 if size is None else size
-  return easy_vqa.convert(
-    _SOURCE.value, _OUTPUT.value, size=size, limit=_LIMIT.value, progress=progress
-  )

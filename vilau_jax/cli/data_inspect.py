@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 
 from absl import flags
+from etils import epath
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
@@ -35,7 +36,7 @@ _MODEL = flags.DEFINE_string(
 def main(argv: list[str]) -> int:
   if len(argv) != 1:
     raise ValueError(f"give one directory of records, got {argv}")
-  root = pathlib.Path(argv[0])
+  root = epath.Path(argv[0])
   if not root.is_dir():
     raise ValueError(f"no directory at {root}")
   parts = [root] if (root / INFO).exists() else sorted(p.parent for p in root.glob(f"*/{INFO}"))
@@ -51,11 +52,15 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _write(picture, part: pathlib.Path, what: str) -> pathlib.Path:
+def _write(picture, part: epath.Path, what: str) -> pathlib.Path:
+  if "://" in str(part) and not _OUTPUT.value:
+    raise ValueError(f"{part} is an object store: say with --output=DIR where pictures go")
   path = pathlib.Path(_OUTPUT.value or part)
   if path.suffix.lower() != ".png" or what != "sheet":
     folder = path.parent if path.suffix.lower() == ".png" else path
-    path = folder / f"{what}.png" if folder == part else folder / f"{part.name}-{what}.png"
+    path = (
+      folder / f"{what}.png" if str(folder) == str(part) else folder / f"{part.name}-{what}.png"
+    )
   return media.write_image(picture, path)
 
 

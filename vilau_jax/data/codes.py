@@ -4,13 +4,13 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from vilau_jax.data import media, records
+from vilau_jax.data import media, records, shards
 from vilau_jax.data.records import Records
 
 STAMP = "unfinished.json"
@@ -60,7 +60,7 @@ def add_codes(
   index, count = process
   if not 0 <= index < count:
     raise ValueError(f"process {index} of {count}: the index must be in 0..{count - 1}")
-  source, output = Records(source), pathlib.Path(output)
+  source, output = Records(source), epath.Path(output)
   stamp = {
     "tower_id": tower_id,
     "image_size": image_size,
@@ -75,9 +75,7 @@ def add_codes(
   for file, _ in own:
     for stale in output.glob(f".{file}.*"):  # what kill -9 leaves
       stale.unlink()
-  temporary = output / f".{STAMP}.{os.getpid()}"
-  temporary.write_text(json.dumps(stamp), encoding="utf-8")
-  os.replace(temporary, output / STAMP)
+  shards.write_text(output / STAMP, json.dumps(stamp))
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     coder = _Coder(encode, tower_id, image_size, batch_size, keep_images, pool)
     for file, numbers in own:
@@ -99,12 +97,12 @@ def _fingerprint(source: Records) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_finished(output: pathlib.Path, stamp: dict[str, Any]) -> bool:
+def _is_finished(output: epath.Path, stamp: dict[str, Any]) -> bool:
   found = None
   if (output / records.INFO).exists():
     found, finished = records.read_info(output)["info"].get("codes"), True
   elif (output / STAMP).exists():
-    found, finished = json.loads((output / STAMP).read_text(encoding="utf-8")), False
+    found, finished = json.loads((output / STAMP).read_text()), False
   elif not output.exists() or not any(output.iterdir()):
     return False
   if found == stamp:

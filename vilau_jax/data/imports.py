@@ -44,6 +44,7 @@ class Plan:
     pieces: the pieces in their order, always the same ones.
     convert: a piece's payload -> records, Reject, Note. Pickled for other processes.
     unique: "id" refuses a record whose id came before, "record" only one whose every byte did.
+    weight: of its work beside that of other parts of the same import.
   """
 
   format: str
@@ -53,6 +54,7 @@ class Plan:
   pieces: Callable[[], Iterator[Piece]]
   convert: Callable[[Any], Iterator[pieces.Converted]]
   unique: str = "id"
+  weight: float = 1.0
 
   def stamp(self, writer: str, records_per_shard: int) -> dict[str, Any]:
     """What two imports must share to write the same records."""
@@ -119,6 +121,38 @@ def run(
   return _counts(records.read_info(output))
 
 
+def run_parts(
+  parts: Mapping[str, Plan],
+  output: str | os.PathLike,
+  *,
+  progress: Progress = lambda share, count: None,
+  **options: Any,
+) -> dict[str, dict[str, int]]:
+  """Several data sets below one directory, one after the other; arguments and errors as of run.
+
+  Returns:
+    what run returns, by part.
+  """
+  whole, share, count, counts = sum(p.weight for p in parts.values()), 0.0, 0, {}
+  for name, plan in parts.items():
+    part = plan.weight / whole
+
+    def shown(done: float, records: int, share=share, count=count, part=part) -> None:
+      progress(share + part * done, count + records)
+
+    counts[name] = run(plan, epath.Path(output) / name, progress=shown, **options)
+    share, count = share + part, count + counts[name]["accepted"]
+    progress(min(share, 1.0), count)
+  return counts
+
+
+def numbered(name: str, count: int, size: int) -> Iterator[Piece]:
+  """Pieces of a source that is known by its numbers 0 .. count - 1; payload: (start, stop)."""
+  for start in range(0, count, size):
+    stop = min(start + size, count)
+    yield Piece(f"{name}, from {start}", (start, stop), (stop - start) / count)
+
+
 def _counts(info: Mapping[str, Any]) -> dict[str, int]:
   counts = {"accepted": info["records"], "rejected": info["info"]["rejected"]}
   return {**counts, **({"damaged": n} if (n := info["info"]["damaged"]) else {})}
@@ -155,7 +189,7 @@ def _check_stamp(partial: epath.Path, plan: Plan, stamp: Mapping[str, Any]) -> N
   """
   path = partial / STAMP
   if not path.exists():
-    pieces.write_text(path, json.dumps({"stamp": stamp, "files": dict(plan.files)}))
+    shards.write_text(path, json.dumps({"stamp": stamp, "files": dict(plan.files)}))
     return
   begun = json.loads(path.read_text())
   old, new = begun["files"], plan.files
@@ -240,6 +274,11 @@ def in_processes(workers: int) -> Executor:
     return in_this_process
 
   def executor(task: Task, todo: Iterator[tuple[int, Piece]]) -> Iterator[Done]:
+    first = list(itertools.islice(todo, 2))
+    if len(first) < 2:  # not worth a pool
+      yield from in_this_process(task, iter(first))
+      return
+    todo = itertools.chain(first, todo)
     # Not fork: Pillow's, PyAV's and ArrayRecord's threads do not survive it.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
@@ -319,7 +358,7 @@ def _write_manifest(task: Task, count: int, stamp: Mapping[str, Any]) -> None:
   files, kinds, features, notes = [], collections.Counter(), collections.Counter(), {}
   notes = collections.Counter()
   rejected = damaged = 0
-  with pieces.replacing(partial / REJECTS) as temporary, open(temporary, "w") as f:
+  with shards.replacing(partial / REJECTS) as temporary, open(temporary, "w") as f:
     for done in _all_done(task, count):
       files += [(name, number) for name, number, _ in done.files]
       for total, part in ((kinds, done.kinds), (features, done.features), (notes, done.notes)):
@@ -336,7 +375,7 @@ def _write_manifest(task: Task, count: int, stamp: Mapping[str, Any]) -> None:
     "features": dict(sorted(features.items())),
     "info": info,
   }
-  pieces.write_text(partial / MANIFEST, json.dumps(content))
+  shards.write_text(partial / MANIFEST, json.dumps(content))
 
 
 def _finish(partial: epath.Path) -> None:

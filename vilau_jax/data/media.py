@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
+from vilau_jax.data import containers
+
 MAX_PIXELS = 64 * 2**20
 GEOMETRIES = ("resize", "crop", "pad")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -194,21 +196,12 @@ def frame_indices(count: int, frames: int) -> list[int]:
   return [int(i) for i in np.round(np.linspace(0, count - 1, frames))]
 
 
-class Clip(NamedTuple):
-  """Frames of a video: which they are, of how many, at how many a second (0 = unknown)."""
-
-  frames: list[Image.Image]
-  indices: list[int]
-  total: int
-  fps: float
-
-
 def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list[Image.Image]:
   """`count` frames of a video, see read_clip."""
   return read_clip(source, count).frames
 
 
-def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
+def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> containers.Clip:
   """`count` frames of a video, evenly spread from the first to the last.
 
   Args:
@@ -216,14 +209,14 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
     count: frames to return; a shorter video repeats some.
 
   Raises:
-    ValueError: if there is no frame to read.
+    ValueError: if there is no frame to read, or a file is cut off.
   """
   if count < 1:
     raise ValueError(f"at least one frame must be taken from a video, got {count}")
   if isinstance(source, str | os.PathLike):
     path = epath.Path(source)
     if path.is_file():
-      return _read_container(path, count)
+      return containers.read(path, lambda total: frame_indices(total, count), MAX_PIXELS)
     if not path.is_dir():
       raise ValueError(f"no video file or folder of frames at {path}")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -233,40 +226,7 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
   if not len(source):
     raise ValueError("a video must have at least one frame")
   wanted = frame_indices(len(source), count)
-  return Clip([open_image(source[i]) for i in wanted], wanted, len(source), 0.0)
-
-
-def _read_container(path: epath.Path, count: int) -> Clip:
-  import av  # here, because only videos in files need it
-
-  if not path.stat().length:
-    raise ValueError(f"{path} is an empty file")
-  try:
-    with path.open("rb") as file:
-      with av.open(file) as container:
-        if not container.streams.video:
-          raise ValueError(f"{path} holds no video")
-        fps = float(container.streams.video[0].average_rate or 0)
-        expected = sum(packet.size > 0 for packet in container.demux(video=0))
-      # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
-      for _ in range(2):
-        wanted, total, taken = frame_indices(max(expected, 1), count), 0, {}
-        file.seek(0)
-        with av.open(file) as container:
-          for index, frame in enumerate(container.decode(video=0)):
-            total += 1
-            if index in wanted:
-              if frame.width * frame.height > MAX_PIXELS:
-                raise ValueError(f"{path} has frames of {frame.width}x{frame.height} pixels")
-              taken[index] = frame.to_image()
-        if total == expected or not total:
-          break
-        expected = total
-  except av.error.FFmpegError as error:
-    raise ValueError(f"{path} is not a video that can be read: {error}") from error
-  if not taken:
-    raise ValueError(f"{path} holds no frame")
-  return Clip([taken[i] for i in wanted], wanted, total, fps)
+  return containers.Clip([open_image(source[i]) for i in wanted], wanted, len(source), 0.0)
 
 
 def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> pathlib.Path:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -117,7 +116,7 @@ def convert_piece(task: Task, index: int, piece: Piece) -> Done:
         kinds[item["kind"]] += 1
         features.update(name for name, value in item.items() if value is not None)
   root = epath.Path(task.directory)
-  with replacing(root / f"{index:06}.keys") as temporary:
+  with shards.replacing(root / f"{index:06}.keys") as temporary:
     np.array(keys, "<u8").tofile(temporary)
   done = Done(
     piece.name, piece.share, files.files, dict(kinds), dict(features), dict(notes), rejects
@@ -167,7 +166,7 @@ class _Shards:
     if self._writer is None:
       self._name = f"{self.index:06}-{len(self.files):03}.records"
       path = epath.Path(self.task.directory) / self._name
-      self._temporary = self._stack.enter_context(replacing(path))
+      self._temporary = self._stack.enter_context(shards.replacing(path))
       self._writer = shards.open_writer(self._temporary, self.task.writer)
     self._writer.write(data)
     self._count += 1
@@ -188,32 +187,9 @@ class _Shards:
     self._stack.__exit__(kind, error, trace)
 
 
-@contextlib.contextmanager
-def replacing(path: epath.Path) -> Iterator[str]:
-  """A local file to write, which takes the path's place when the block ends well."""
-  if "://" in str(path):
-    with tempfile.TemporaryDirectory() as folder:
-      temporary = os.path.join(folder, path.name)
-      yield temporary
-      epath.Path(temporary).copy(path, overwrite=True)
-    return
-  temporary = os.fspath(path.parent / f".{path.name}.{os.getpid()}")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
-
-
-def write_text(path: epath.Path, text: str) -> None:
-  with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-    f.write(text)
-
-
 def _write_done(task: Task, index: int, done: Done) -> None:
   path = epath.Path(task.directory) / f"{index:06}.json"
-  write_text(path, json.dumps(dataclasses.asdict(done), sort_keys=True))
+  shards.write_text(path, json.dumps(dataclasses.asdict(done), sort_keys=True))
 
 
 def read_done(task: Task, index: int) -> Done | None:
@@ -260,7 +236,7 @@ def drop(task: Task, index: int, repeated: Mapping[int, tuple[int, int]]) -> int
         kept_keys.append(keys[number])
       number += 1
     files += _rewrite(task, name, kept)
-  with replacing(epath.Path(task.directory) / f"{index:06}.keys") as temporary:
+  with shards.replacing(epath.Path(task.directory) / f"{index:06}.keys") as temporary:
     np.array(kept_keys, "<u8").tofile(temporary)
   new = dataclasses.replace(
     done, files=files, rejects=rejects, kinds=dict(+kinds), features=dict(+features)
@@ -274,7 +250,7 @@ def _rewrite(task: Task, name: str, kept: list[bytes]) -> list[tuple[str, int, i
   if not kept:
     path.unlink()
     return []
-  with replacing(path) as temporary:
+  with shards.replacing(path) as temporary:
     writer = shards.open_writer(temporary, task.writer)
     for data in kept:
       writer.write(data)
@@ -292,27 +268,15 @@ def _raw(task: Task, index: int, number: int) -> bytes:
   """The bytes of a piece's record."""
   for name, count, _ in read_done(task, index).files:
     if number < count:
-      with _local(epath.Path(task.directory) / name) as path:
+      with shards.local(epath.Path(task.directory) / name) as path:
         return shards.read_one(path, number, task.writer)
     number -= count
   raise AssertionError(f"piece {index} has no record {number}")
 
 
 def _read(task: Task, name: str) -> list[bytes]:
-  with _local(epath.Path(task.directory) / name) as path:
+  with shards.local(epath.Path(task.directory) / name) as path:
     return list(shards.read_shard(path, task.writer))
-
-
-@contextlib.contextmanager
-def _local(path: epath.Path) -> Iterator[str]:
-  """The path itself, or of an object store a copy."""
-  if "://" not in str(path):
-    yield os.fspath(path)
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    copy = epath.Path(folder) / path.name
-    path.copy(copy)
-    yield os.fspath(copy)
 
 
 def digest(data: bytes) -> str:

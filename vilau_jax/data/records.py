@@ -19,7 +19,14 @@ from etils import epath
 from google.protobuf import message
 
 from vilau_jax.data.example import Example
-from vilau_jax.data.shards import open_writer, random_access, shard_name, writer_of
+from vilau_jax.data.shards import (
+  open_writer,
+  random_access,
+  replacing,
+  shard_name,
+  write_text,
+  writer_of,
+)
 
 SCHEMA_VERSION = 1
 INFO = "dataset_info.json"
@@ -157,17 +164,15 @@ def get_codes(record: Mapping[str, Any], name: str = "codes") -> np.ndarray:
 
 def write_shard(path: str | os.PathLike, encoded: Iterable[bytes]) -> int:
   """Writes one shard, which appears under its name only when it is whole; returns its records."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
   count = 0
-  writer = open_writer(temporary, writer_of(path))
-  try:
-    for data in encoded:
-      writer.write(data)
-      count += 1
-  finally:
-    writer.close()
-  os.replace(temporary, path)
+  with replacing(epath.Path(path)) as temporary:
+    writer = open_writer(temporary, writer_of(path))
+    try:
+      for data in encoded:
+        writer.write(data)
+        count += 1
+    finally:
+      writer.close()
   return count
 
 
@@ -196,10 +201,7 @@ def write_info(
     "info": dict(info or {}),
     **({"features": dict(features)} if features else {}),
   }
-  directory = epath.Path(directory)
-  temporary = directory / f".{INFO}.{os.getpid()}"
-  temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-  temporary.replace(directory / INFO)
+  write_text(epath.Path(directory) / INFO, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 class Writer:
@@ -290,14 +292,14 @@ class Records:
 
   Attributes:
     info: what the writer was given, for example the import's settings or the tower's id.
-    path: the directory.
+    path: the directory; gs:// is read at random too, a request a record.
 
   Raises:
     ValueError: if the directory is unfinished or of another schema version.
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self.path = pathlib.Path(directory)
+    self.path = epath.Path(directory)
     content = read_info(self.path)
     self.name: str = content["name"]
     self.kinds: dict[str, int] = content["kinds"]
@@ -331,24 +333,6 @@ class Records:
       ranges[file] = range(start, start + count)
       start += count
     return ranges
-
-
-def is_finished(directory: str | os.PathLike, info: Mapping[str, Any]) -> bool:
-  """Whether a directory holds the records that a writer with this info would write.
-
-  Raises:
-    ValueError: if it holds others.
-  """
-  path = pathlib.Path(directory)
-  if not path.exists() or not any(path.iterdir()):
-    return False
-  found = read_info(path)["info"]
-  if found != json.loads(json.dumps(info)):
-    raise ValueError(
-      f"{path} holds records of other settings ({json.dumps(found)}); remove it or choose another "
-      "output"
-    )
-  return True
 
 
 def read_info(directory: str | os.PathLike) -> dict[str, Any]:

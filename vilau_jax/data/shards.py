@@ -1,15 +1,19 @@
 """Shard files: ArrayRecord, which training reads at random, and TFRecord for other tools."""
 
+import contextlib
 import os
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from array_record.python import array_record_module
+from etils import epath
 
-# Random access reads single records; PNG and JPEG do not compress further.
-ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed"
+# Random access reads single records; PNG and JPEG do not compress further. One thread, because a
+# pool would hold many records in memory that are not written yet, which costs more than it saves.
+ARRAY_RECORD_OPTIONS = "group_size:1,uncompressed,max_parallelism:1"
 WRITERS = {"array_record": ".array_record", "tfrecord": ".tfrecord"}
 
 
@@ -66,7 +70,7 @@ def read_one(path: str | os.PathLike, number: int, writer: str = "array_record")
 
 
 def random_access(paths: Sequence[str]) -> Sequence[bytes]:
-  """All records of some files of one kind, by number.
+  """All records of some files of one kind, by number; ArrayRecord itself reads gs:// at random.
 
   Raises:
     ValueError: for a TFRecord file that is cut off.
@@ -90,6 +94,47 @@ def _checksum(data: bytes) -> int:
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def _open(path: str) -> BinaryIO:
+  """Local files without the detour through the layer for object stores."""
+  return epath.Path(path).open("rb") if "://" in path else open(path, "rb")
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path) -> Iterator[str]:
+  """A local file to write, which takes the path's place when the block ends well."""
+  if "://" in str(path):
+    with tempfile.TemporaryDirectory() as folder:
+      temporary = os.path.join(folder, path.name)
+      yield temporary
+      epath.Path(temporary).copy(path, overwrite=True)
+    return
+  temporary = os.fspath(path.parent / f".{path.name}.{os.getpid()}")
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.unlink(temporary)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+  """Writes a file that appears under its name only when it is whole."""
+  with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+    f.write(text)
+
+
+@contextlib.contextmanager
+def local(path: epath.Path) -> Iterator[str]:
+  """The path itself, or of an object store a copy."""
+  if "://" not in str(path):
+    yield os.fspath(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = epath.Path(folder) / path.name
+    path.copy(copy)
+    yield os.fspath(copy)
+
+
 class TfRecordWriter:
   """Length, its checksum, the data, its checksum; and so on."""
 
@@ -111,8 +156,8 @@ class _TfRecordSource:
   def __init__(self, paths: Sequence[str | os.PathLike]):
     self._paths, places = [os.fspath(path) for path in paths], []
     for which, path in enumerate(self._paths):
-      offset, end = 0, os.path.getsize(path)
-      with open(path, "rb") as f:
+      offset, end = 0, epath.Path(path).stat().length
+      with _open(path) as f:
         while offset < end:
           f.seek(offset)
           head = f.read(8)
@@ -128,7 +173,7 @@ class _TfRecordSource:
 
   def __getitem__(self, index: int) -> bytes:
     which, offset = self._places[index]
-    with open(self._paths[which], "rb") as f:
+    with _open(self._paths[which]) as f:
       f.seek(offset)
       (length,) = struct.unpack("<Q", f.read(8))
       f.seek(4, os.SEEK_CUR)

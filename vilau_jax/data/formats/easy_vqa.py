@@ -6,18 +6,24 @@ from its pixels.
 """
 
 import collections
+import functools
 import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from vilau_jax.data import media, records
+from vilau_jax.data import imports, media, pieces
+from vilau_jax.data.formats import entries
+from vilau_jax.data.formats.ranges import Entry
 
 SPLITS = ("train", "test")
+QUESTIONS = "questions.json"
+PICTURES = 1000  # of a piece
 COLORS = {
   "red": (255, 0, 0),
   "green": (0, 255, 0),
@@ -35,47 +41,49 @@ FOREGROUND = 60  # summed distance of red, green and blue from the pale backgrou
 TRIANGLE_BELOW, RECTANGLE_ABOVE = 0.70, 0.915
 
 
-def convert(
-  source: str | os.PathLike | None,
-  output: str | os.PathLike,
-  *,
-  size: int = 60,
-  limit: int = 0,
-  progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, int]:
-  """Writes train and test into `output`, with the questions of each picture.
-
-  A part that is there already is kept; the same arguments give byte-identical shards.
+def plans(
+  source: str | os.PathLike | None = None, *, size: int = 60, limit: int = 0
+) -> dict[str, imports.Plan]:
+  """Records of kind "i2t" with the questions of each picture, in the parts train and test.
 
   Args:
     source: the folder with train/ and test/; None takes the installed package.
     size: pictures are resized to size x size (bicubic); 0 keeps their 64 pixels.
     limit: pictures a split, 0 = all.
 
-  Returns:
-    records by part.
-
   Raises:
-    ValueError: if the package is missing or incomplete, or output holds something else.
+    ValueError: if the package is missing or incomplete, or a list of questions is broken.
   """
   root = find(source)
-  loaded = {split: _questions(root, split) for split in SPLITS}
-  counts = {split: min(limit, len(q)) if limit else len(q) for split, q in loaded.items()}
-  done, total = 0, sum(counts.values())
-  for split, count in counts.items():
-    info = {"format": "easy-vqa", "part": split, "size": size, "limit": limit}
-    path = pathlib.Path(output) / split
-    if records.is_finished(path, info):
-      done += count
-      progress(done, total)
-      continue
-    with records.Writer(path, split, info=info) as writer:
-      for number in sorted(loaded[split])[:count]:
-        picture = root / split / "images" / f"{number}.png"
-        writer.write(_record(picture, split, number, loaded[split][number], size))
-        done += 1
-        progress(done, total)
-  return counts
+  return {split: _plan(root, split, size, limit) for split in SPLITS}
+
+
+def _plan(root: pathlib.Path, split: str, size: int, limit: int) -> imports.Plan:
+  pictures = len(_questions(root, split))
+  count = min(limit, pictures) if limit else pictures
+  path = epath.Path(root / split / QUESTIONS)
+  return imports.Plan(
+    format="easy-vqa",
+    settings={"part": split, "size": size, "limit": limit},
+    source="easy-vqa",
+    files=pieces.fingerprint(epath.Path(root), [path]),
+    pieces=functools.partial(imports.numbered, split, count, PICTURES),
+    convert=functools.partial(_convert, root, split, size),
+    weight=count,
+  )
+
+
+def _convert(
+  root: pathlib.Path, split: str, size: int, payload: tuple[int, int]
+) -> Iterator[pieces.Converted]:
+  asked = _questions(root, split)
+  found = (
+    Entry(
+      f"{split}/images/{number}.png", number, {"id": f"{split}/{number}", "asked": asked[number]}
+    )
+    for number in sorted(asked)[slice(*payload)]
+  )
+  return entries.convert(found, functools.partial(_record, root / split / "images", size))
 
 
 def find(source: str | os.PathLike | None) -> pathlib.Path:
@@ -94,14 +102,15 @@ def find(source: str | os.PathLike | None) -> pathlib.Path:
     source = pathlib.Path(package.origin).parent / "data"
   root = pathlib.Path(source)
   for split in SPLITS:
-    if not (root / split / "questions.json").is_file():
-      raise ValueError(f"{root} is not easy-VQA's data: {split}/questions.json is missing")
+    if not (root / split / QUESTIONS).is_file():
+      raise ValueError(f"{root} is not easy-VQA's data: {split}/{QUESTIONS} is missing")
   return root
 
 
+@functools.lru_cache(maxsize=4)
 def _questions(root: pathlib.Path, split: str) -> dict[int, list[tuple[str, str]]]:
   """picture -> its (question, answer) pairs in the published order."""
-  path = root / split / "questions.json"
+  path = root / split / QUESTIONS
   try:
     rows = json.loads(path.read_text(encoding="utf-8"))
     found: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
@@ -114,13 +123,13 @@ def _questions(root: pathlib.Path, split: str) -> dict[int, list[tuple[str, str]
   return dict(found)
 
 
-def _record(picture, split: str, number: int, asked, size: int) -> dict[str, Any]:
-  image = media.open_image(picture)
+def _record(folder: pathlib.Path, size: int, value: dict[str, Any], number: int) -> dict[str, Any]:
+  image, asked = media.open_image(folder / f"{number}.png"), value["asked"]
   color, shape = describe(np.asarray(image), asked)
   array = media.to_square(image, size) if size else np.asarray(image)
   return {
     "kind": "i2t",
-    "id": f"{split}/{number}",
+    "id": value["id"],
     "source": "easy-vqa",
     "caption": f"a {color} {shape}",
     "images": [media.encode_png(array)],

@@ -11,17 +11,15 @@ is held out is held out too. Every word of the test captions occurs in training.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vilau_jax.data import media, records
 from vilau_jax.data.formats.sprites import sprite
 
 OBJECTS = {  # name -> (label in the atlas, plural)
@@ -256,39 +254,48 @@ def _hash(text: str) -> int:
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def pictures(count: int, split: str, seed: int, canvas: Canvas = Canvas()) -> Iterator[Scene]:
-  """Still scenes of a split. Training scenes are drawn at random; test scenes go round all held-out
-  combinations, so that prompts repeat only when every one has come up."""
-  kinds = {
-    "count": [(name, number) for name in OBJECTS for number in (1, 2, 3)],
-    "pair": [(a, b) for a in OBJECTS for b in OBJECTS if a != b],
-  }
-  pools = {kind: _pool(kind, combos, split, seed, canvas) for kind, combos in kinds.items()}
-  used = dict.fromkeys(kinds, 0)
-  for index in range(count):
+def pictures(
+  count: int, split: str, seed: int, canvas: Canvas = Canvas(), start: int = 0
+) -> Iterator[Scene]:
+  """Still scenes number start .. count - 1 of a split. Training scenes are drawn at random; test
+  scenes go round all held-out combinations, so that prompts repeat only when every one has come
+  up."""
+  pools = {kind: _pool(kind, split, seed, canvas) for kind in ("count", "pair")}
+  used = dict.fromkeys(pools, 0)
+  for index in range(0 if split == "test" else start, count):
     rng = np.random.default_rng((seed, _hash(split) % 2**32, index))
     kind = "pair" if rng.random() < PAIRS else "count"
     place = used[kind] if split == "test" else int(rng.integers(len(pools[kind])))
     used[kind] += 1
-    ground, combo = pools[kind][place % len(pools[kind])]
-    yield _compose(kind, ground, combo, canvas, rng)
+    if index >= start:
+      ground, combo = pools[kind][place % len(pools[kind])]
+      yield _compose(kind, ground, combo, canvas, rng)
 
 
-def videos(count: int, split: str, seed: int, canvas: Canvas = Canvas()) -> Iterator[Scene]:
+def videos(
+  count: int, split: str, seed: int, canvas: Canvas = Canvas(), start: int = 0
+) -> Iterator[Scene]:
   """Videos of a split, drawn like the pictures."""
-  combos = [(name, direction) for name in OBJECTS for direction in DIRECTIONS]
-  pool = _pool("video", combos, split, seed, canvas)
-  for index in range(count):
+  pool = _pool("video", split, seed, canvas)
+  for index in range(start, count):
     rng = np.random.default_rng((seed, _hash("video" + split) % 2**32, index))
     place = index if split == "test" else int(rng.integers(len(pool)))
     ground, combo = pool[place % len(pool)]
     yield _compose("video", ground, combo, canvas, rng)
 
 
-def _pool(kind, combos, split, seed, canvas) -> list[tuple[str, Any]]:
+_COMBINATIONS = {
+  "count": [(name, number) for name in OBJECTS for number in (1, 2, 3)],
+  "pair": [(a, b) for a in OBJECTS for b in OBJECTS if a != b],
+  "video": [(name, direction) for name in OBJECTS for direction in DIRECTIONS],
+}
+
+
+@functools.lru_cache(maxsize=8)
+def _pool(kind: str, split: str, seed: int, canvas: Canvas) -> list[tuple[str, Any]]:
   """(background, combination) of a split, in an order drawn from the seed."""
   rng = np.random.default_rng((seed, _hash(kind) % 2**32))
-  every = [(ground, combo) for ground in BACKGROUNDS for combo in combos]
+  every = [(ground, combo) for ground in BACKGROUNDS for combo in _COMBINATIONS[kind]]
   fixed = np.random.default_rng(0)
   pool = [c for c in every if split_of(_compose(kind, *c, canvas, fixed)) == split]
   return [pool[i] for i in rng.permutation(len(pool))]
@@ -317,79 +324,3 @@ def _compose(kind: str, ground: str, combo, canvas: Canvas, rng: np.random.Gener
     gaps = np.abs(spots[:, None] - spots[None]).max(-1)
     if (gaps[~np.eye(number, dtype=bool)] >= canvas.sprite).all():
       return Scene(ground, tuple(Placed(name, int(x), int(y)) for x, y in spots), "", canvas)
-
-
-def to_record(scene: Scene, name: str, source: str = "emoji") -> dict[str, Any]:
-  """A scene as it is stored: caption, PNG pictures, all questions, and the scene itself."""
-  asked = questions(scene)
-  record = {
-    "kind": "i2t",
-    "id": name,
-    "source": source,
-    "caption": caption(scene),
-    "conversations_from": ["human", "gpt"] * len(asked),
-    "conversations_value": [text for q in asked for text in (q.text, q.answer)],
-    "scene": scene.to_json(),
-  }
-  shown = video(scene) if scene.kind == "video" else render(scene)[None]
-  encoded = [media.encode_png(image) for image in shown]
-  record["width"] = record["height"] = [scene.canvas.size] * len(encoded)
-  if scene.kind != "video":
-    return {**record, "images": encoded}
-  count = len(encoded)
-  moving = dict(kind="t2v", frames=encoded, frame_index=list(range(count)), n_frames=count, fps=4.0)
-  return {**record, **moving}
-
-
-def convert(
-  source: None,
-  output: str | os.PathLike,
-  *,
-  scenes: int = 8000,
-  videos: int = 1500,
-  test_scenes: int = 400,
-  test_videos: int = 120,
-  seed: int = 0,
-  canvas: Canvas = Canvas(),
-  progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, int]:
-  """Writes train_scenes, train_videos, test_scenes and test_videos into `output`.
-
-  A part that is there already is kept, so an interrupted import goes on; the same arguments give
-  byte-identical shards.
-
-  Args:
-    source: None; the sprites come with the package.
-    progress: called with the number of finished records and of all.
-
-  Returns:
-    records by part.
-
-  Raises:
-    ValueError: if output holds something else, or a count is below 1.
-  """
-  counts = dict(
-    train_scenes=scenes, train_videos=videos, test_scenes=test_scenes, test_videos=test_videos
-  )
-  total, done = sum(counts.values()), 0
-  for part, count in counts.items():
-    if count < 1:
-      raise ValueError(f"--{part.removeprefix('train_')} must be at least 1, got {count}")
-    split, what = part.split("_")
-    draw = _PARTS[what](count, split, seed, canvas)
-    settings = dict(count=count, seed=seed, canvas=dataclasses.asdict(canvas))
-    info = {"format": "emoji", "part": part, **settings}
-    path = pathlib.Path(output) / part
-    if records.is_finished(path, info):
-      done += count
-      progress(done, total)
-      continue
-    with records.Writer(path, part, info=info) as writer:
-      for number, scene in enumerate(draw):
-        writer.write(to_record(scene, f"{part}/{number:06}"))
-        done += 1
-        progress(done, total)
-  return counts
-
-
-_PARTS = {"scenes": pictures, "videos": videos}

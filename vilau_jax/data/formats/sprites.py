@@ -1,6 +1,7 @@
 """The sprite atlas: 1,244 Fluent emoji of 64x64 pixels (data/assets/NOTICE.txt says whose)."""
 
 import functools
+import hashlib
 import importlib.resources
 import io
 import json
@@ -24,11 +25,21 @@ def sprite(label: str, size: int) -> np.ndarray:
   return np.asarray(atlas.crop(box).resize((size, size), Image.Resampling.LANCZOS))
 
 
+def digest() -> str:
+  """Of the atlas: what tells another edition of the sprites apart."""
+  labels, pictures = _files()
+  return hashlib.sha256(labels + pictures).hexdigest()[:16]
+
+
+def _files() -> tuple[bytes, bytes]:
+  assets = importlib.resources.files("vilau_jax.data") / "assets"
+  return tuple((assets / f"fluent_flat_64.{kind}").read_bytes() for kind in ("json", "webp"))
+
+
 @functools.cache
 def _atlas() -> tuple[dict[str, tuple[int, int, int]], Image.Image]:
-  assets = importlib.resources.files("vilau_jax.data") / "assets"
-  content = json.loads((assets / "fluent_flat_64.json").read_text(encoding="utf-8"))
-  image = Image.open(io.BytesIO((assets / "fluent_flat_64.webp").read_bytes())).convert("RGBA")
+  labels, pictures = _files()
+  content, image = json.loads(labels), Image.open(io.BytesIO(pictures)).convert("RGBA")
   index: dict[str, tuple[int, int, int]] = {}
   for number, item in enumerate(content["items"]):
     row, column = divmod(number, content["cols"])

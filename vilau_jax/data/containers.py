@@ -1,0 +1,145 @@
+"""Frames out of video files, and whether a file is whole.
+
+A decoder reads what is there of a file that was cut off, and conceals the rest. So the sizes that
+the container states are compared with the file's first: the boxes and the index of MP4 and MOV, the
+segment of Matroska and WebM, the list of AVI. Streams that were made to be cut (MPEG-TS, WebM of
+unknown length, fragmented MP4 between two fragments) state none.
+"""
+
+import os
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+from etils import epath
+from PIL import Image
+
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+
+
+class Clip(NamedTuple):
+  """Frames of a video: which they are, of how many, at how many a second (0 = unknown)."""
+
+  frames: list[Image.Image]
+  indices: list[int]
+  total: int
+  fps: float
+
+
+def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) -> Clip:
+  """Some frames of a video file.
+
+  Args:
+    choose: number of frames -> indices of the wanted ones, in order.
+    max_pixels: of a frame.
+
+  Raises:
+    ValueError: if the file is empty, cut off or damaged, holds no frame, or too large ones.
+  """
+  import av  # here, because only videos in files need it
+
+  if not path.stat().length:
+    raise ValueError(f"{path} is an empty file")
+  try:
+    with path.open("rb") as file:
+      check_whole(file, str(path))
+      with av.open(file) as container:
+        if not container.streams.video:
+          raise ValueError(f"{path} holds no video")
+        fps = float(container.streams.video[0].average_rate or 0)
+        expected = _count_packets(container, str(path), path.stat().length)
+      # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
+      for _ in range(2):
+        wanted, total, taken = choose(max(expected, 1)), 0, {}
+        file.seek(0)
+        with av.open(file) as container:
+          for index, frame in enumerate(container.decode(video=0)):
+            total += 1
+            if index in wanted:
+              if frame.width * frame.height > max_pixels:
+                raise ValueError(f"{path} has frames of {frame.width}x{frame.height} pixels")
+              if frame.is_corrupt:
+                raise ValueError(f"{path} is damaged in frame {index}")
+              taken[index] = frame.to_image()
+        if total == expected or not total:
+          break
+        expected = total
+  except av.error.FFmpegError as error:
+    raise ValueError(f"{path} is not a video that can be read: {error}") from error
+  if not taken:
+    raise ValueError(f"{path} holds no frame")
+  return Clip([taken[i] for i in wanted], wanted, total, fps)
+
+
+def _count_packets(container, name: str, size: int) -> int:
+  stream, count = container.streams.video[0], 0
+  if "mp4" in container.format.name:  # its data box may say "to the end of the file"
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if end > size:
+      raise ValueError(f"{name} is cut off: its index has frames up to byte {end}, it has {size}")
+  for packet in container.demux(stream):
+    count += packet.size > 0
+    if packet.is_corrupt:
+      raise ValueError(f"{name} is cut off or damaged in frame {count - 1}")
+  return count
+
+
+def check_whole(file: BinaryIO, name: str) -> None:
+  """Leaves the file at its beginning.
+
+  Raises:
+    ValueError: if the file ends before its container does, or an MP4 has no index or no data.
+  """
+  size = file.seek(0, os.SEEK_END)
+  file.seek(0)
+  head = file.read(12)
+  if head[4:8] in _FIRST_BOXES:
+    _check_boxes(file, size, name)
+  elif head[:4] == b"RIFF":
+    _check_end("list", 8 + int.from_bytes(head[4:8], "little"), size, name)
+  elif head[:4] == b"\x1a\x45\xdf\xa3":
+    _check_segment(file, size, name)
+  file.seek(0)
+
+
+def _check_end(what: str, end: int, size: int, name: str) -> None:
+  if end > size:
+    raise ValueError(f"{name} is cut off: its {what} ends at byte {end}, the file has {size}")
+
+
+def _check_boxes(file: BinaryIO, size: int, name: str) -> None:
+  """MP4 and MOV: boxes of a size and a kind, one after the other."""
+  place, kinds = 0, set()
+  while place + 8 <= size:
+    file.seek(place)
+    head = file.read(16)
+    length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+    length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
+    if length < 8 or not kind.isalnum():
+      break  # what follows the last box is no concern of ours
+    _check_end(f"box {kind.decode()!r}", place + length, size, name)
+    kinds.add(kind)
+    place += length
+  if b"moov" not in kinds:
+    raise ValueError(f"{name} is cut off, or was never finished: it has no index (box 'moov')")
+  if not {b"mdat", b"moof"} & kinds:
+    raise ValueError(f"{name} is cut off: it has an index, but no data (box 'mdat')")
+
+
+def _check_segment(file: BinaryIO, size: int, name: str) -> None:
+  """Matroska and WebM: a header, then one segment, whose size may be unknown (all ones)."""
+  file.seek(4)
+  header, _ = _number(file)
+  file.seek(header + 4, os.SEEK_CUR)  # over the header and the segment's name
+  length, unknown = _number(file)
+  if not unknown:
+    _check_end("segment", file.tell() + length, size, name)
+
+
+def _number(file: BinaryIO) -> tuple[int, bool]:
+  """A number of 1 to 8 bytes, as many as its first byte has leading zeros and one; and whether all
+  of its bits are set."""
+  first = file.read(1) or b"\x01"
+  more = 8 - first[0].bit_length()
+  value = (first[0] & (1 << first[0].bit_length() >> 1) - 1) << 8 * more
+  value |= int.from_bytes(file.read(more), "big")
+  return value, value == (1 << 7 * (more + 1)) - 1
