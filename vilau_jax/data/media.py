@@ -194,6 +194,17 @@ def frame_indices(count: int, frames: int) -> list[int]:
   return [int(i) for i in np.round(np.linspace(0, count - 1, frames))]
 
 
+def frame_indices_opencv(count: int, frames: int) -> list[int]:
+  """Which frames VILA's scripts of 2024 took, with which videos were judged: the last frame is left
+  out, and places are truncated. Videos of fewer than `frames` are read as frame_indices says."""
+  if count < frames:
+    return frame_indices(count, frames)
+  return [int(i) for i in np.linspace(0, count - 2, frames)]
+
+
+Choose = Callable[[int, int], list[int]]  # of how many frames how many -> which
+
+
 class Clip(NamedTuple):
   """Frames of a video: which they are, of how many, at how many a second (0 = unknown)."""
 
@@ -203,17 +214,22 @@ class Clip(NamedTuple):
   fps: float
 
 
-def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list[Image.Image]:
+def read_video(
+  source: str | os.PathLike | Sequence[Source], count: int, choose: Choose = frame_indices
+) -> list[Image.Image]:
   """`count` frames of a video, see read_clip."""
-  return read_clip(source, count).frames
+  return read_clip(source, count, choose).frames
 
 
-def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
+def read_clip(
+  source: str | os.PathLike | Sequence[Source], count: int, choose: Choose = frame_indices
+) -> Clip:
   """`count` frames of a video, evenly spread from the first to the last.
 
   Args:
     source: a video file, a folder of pictures (in the order of their names), or the frames.
     count: frames to return; a shorter video repeats some.
+    choose: another way to spread them.
 
   Raises:
     ValueError: if there is no frame to read.
@@ -223,7 +239,7 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
   if isinstance(source, str | os.PathLike):
     path = epath.Path(source)
     if path.is_file():
-      return _read_container(path, count)
+      return _read_container(path, count, choose)
     if not path.is_dir():
       raise ValueError(f"no video file or folder of frames at {path}")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -232,11 +248,11 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> Clip:
     source = found
   if not len(source):
     raise ValueError("a video must have at least one frame")
-  wanted = frame_indices(len(source), count)
+  wanted = choose(len(source), count)
   return Clip([open_image(source[i]) for i in wanted], wanted, len(source), 0.0)
 
 
-def _read_container(path: epath.Path, count: int) -> Clip:
+def _read_container(path: epath.Path, count: int, choose: Choose) -> Clip:
   import av  # here, because only videos in files need it
 
   if not path.stat().length:
@@ -250,7 +266,7 @@ def _read_container(path: epath.Path, count: int) -> Clip:
         expected = sum(packet.size > 0 for packet in container.demux(video=0))
       # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
       for _ in range(2):
-        wanted, total, taken = frame_indices(max(expected, 1), count), 0, {}
+        wanted, total, taken = choose(max(expected, 1), count), 0, {}
         file.seek(0)
         with av.open(file) as container:
           for index, frame in enumerate(container.decode(video=0)):

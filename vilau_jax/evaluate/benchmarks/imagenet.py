@@ -10,6 +10,7 @@ import importlib.util
 import pathlib
 import re
 import string
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ class Imagenet:
     }  # fmt: skip
     self.sources: list[pathlib.Path] = []
     self._embedded: np.ndarray | None = None
+    self._lock = threading.Lock()
 
   def requests(self) -> list[Request]:
     pictures = pictures_in.read(self.data, self.split, labelled=True)
@@ -78,7 +80,10 @@ class Imagenet:
 
   def _class_embeddings(self, model, directory: pathlib.Path) -> np.ndarray:
     """[classes, D]; kept beside the predictions, which belong to the same model and lists."""
-    path = directory / "classes.npy"
+    with self._lock:  # one replica computes them, the others wait
+      return self._embed_classes(model, directory / "classes.npy")
+
+  def _embed_classes(self, model, path: pathlib.Path) -> np.ndarray:
     if self._embedded is None and path.exists():
       self._embedded = np.load(path, allow_pickle=False)
     if self._embedded is None:
