@@ -32,7 +32,7 @@ def run(
   *,
   data: str | os.PathLike | None,
   output: str | os.PathLike,
-  model: str | os.PathLike | api.VilaU | None = None,
+  model: str | os.PathLike | api.VilaU | Replicas | None = None,
   predictions: str | os.PathLike | None = None,
   options: Options | None = None,
   process: tuple[int, int] = (0, 1),
@@ -44,7 +44,7 @@ def run(
     name: of the task, see catalogue.TASKS.
     data: the benchmark's directory; None for those that bring their own.
     output: run.json, predictions.jsonl and scores.json go there.
-    model: a directory, whose model goes to every device of this process, or a loaded model.
+    model: a directory, whose model goes to every device of this process, or what is loaded.
     predictions: a file of answers to score instead of asking a model.
     options: see Options; None takes every default.
     process: which of how many processes this is. All share one `output`; each predicts its part,
@@ -90,6 +90,8 @@ def run(
 def _loaded(model) -> Replicas:
   if model is None:
     raise ValueError("give --model=DIR, or --predictions=FILE to score answers that are there")
+  if isinstance(model, Replicas):
+    return model
   return Replicas.load(model) if isinstance(model, str | os.PathLike) else Replicas([model])
 
 
