@@ -63,7 +63,7 @@ COLUMNS = {
   "lmms_eval_contract": {
     "source": WORDS, "doc_lookup": WORDS, "legacy_plugin_versions": WORDS, "until_injection": WORDS,
     "entry_point_group": "test_the_entry_point", "entry_point_payload": "test_the_entry_point",
-    "manifest_fields": "test_one_of_the_harness_tasks_runs_on_the_real_package",
+    "manifest_fields": "test_the_model_is_found_by_its_entry_point",
     "instance_args": "test_answers_come_in_the_order_of_the_requests",
     "constructor_kwargs_always_passed_by_cli":
       "test_one_of_the_harness_tasks_runs_on_the_real_package",

@@ -5,6 +5,7 @@ into scores. The runner (runner.py) does the rest: it keeps predictions, resumes
 with the paper. Requests and predictions meet by id, never by order.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -184,9 +185,19 @@ def find_media(root: pathlib.Path, record: str, *candidates: str) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """Raises ValueError with the place where the file is broken."""
+  """Raises ValueError with the place where the file is broken, or an object has a key twice (ids are
+  keys in some files, and the first of two would be lost)."""
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+      twice = next(k for k, n in collections.Counter(k for k, _ in pairs).items() if n > 1)
+      raise ValueError(f"{path}: {twice} appears twice in one object")
+    return found
+
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    return json.loads(text, object_pairs_hook=once)
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{path} is no JSON: {error}") from error
 
