@@ -185,8 +185,8 @@ def find_media(root: pathlib.Path, record: str, *candidates: str) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """Raises ValueError with the place where the file is broken, or an object has a key twice (ids are
-  keys in some files, and the first of two would be lost)."""
+  """Raises ValueError with the place where the file is broken, or if an object has a key twice: ids
+  are keys in some files, and the first of two would be lost."""
 
   def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
