@@ -75,19 +75,21 @@ def whole(tmp_path_factory):
   return root, run("mjhq-30k", root, model, batch_size=4), run("gqa", root / "gqa", model)
 
 
-def test_eight_devices_draw_what_one_draws(whole, tmp_path):
-  assert len(jax.local_devices()) == 8
-  drawn_on = set()
-  loaded = Replicas.load(place() / "model")
-  real = loaded.map
-  loaded.map = lambda call, batches: real(
-    lambda m, b: drawn_on.add(jax.config.jax_default_device) or call(m, b), batches
-  )
-  found = runner.run(
-    "mjhq-30k", data=place() / "mjhq", output=tmp_path, model=loaded,
-    options=Options(batch_size=1, seed=3),
-  )  # fmt: skip
-  assert len(drawn_on) == 8
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_devices_draw_what_one_draws(count, whole, tmp_path):
+  devices, drawn_on = jax.local_devices()[:count], set()
+  model = Replicas.load(place() / "model", devices)
+
+  def watched(call, batches):
+    def noted(m, batch):
+      drawn_on.add(jax.config.jax_default_device)
+      return call(m, batch)
+
+    return Replicas.map(model, noted, batches)
+
+  model.map = watched
+  found = run("mjhq-30k", tmp_path, model)
+  assert drawn_on == set(devices)
   assert files(tmp_path) == files(whole[0]) and len(files(tmp_path)) == 8
   assert rows(tmp_path) == rows(whole[0])
   assert found["data"] == whole[1]["data"] and found["model"]["id"] == whole[1]["model"]["id"]
