@@ -235,6 +235,33 @@ def test_contradictory_annotations_are_refused(name, file, change, words, tmp_pa
   assert not (tmp_path / "out" / "predictions.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+  ("name", "file"), [("gqa", "testdev_balanced_questions.json"), ("mmvet", "mm-vet.json")]
+)
+def test_ids_that_are_keys_may_not_stand_twice(name, file, tmp_path):
+  path = changed(name, tmp_path) / file
+  content = json.loads(path.read_text())
+  first = next(iter(content))
+  path.write_text(path.read_text().rstrip()[:-1] + f', "{first}": {json.dumps(content[first])}}}')
+  with pytest.raises(ValueError, match=f"{file}: {first} appears twice"):
+    runner.run(name, data=path.parent, output=tmp_path / "out", model=model(), options=SHORT)
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("mjhq-30k", r"lacks the annotations: meta_data\.json"),
+    ("cfg-sweep", r"lacks the annotations: meta_data\.json"),
+    ("genai-bench", r"lacks the annotations: genai_image\.json"),
+    ("vbench", r"lacks the annotations: VBench_full_info\.json"),
+    ("reconstruction", "no pictures below"),
+  ],
+)
+def test_missing_annotations_of_drawings_are_named(name, words, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    runner.run(name, data=tmp_path, output=tmp_path / "out", model=model())
+
+
 @pytest.mark.parametrize("name", benchmark_files.WRITERS)
 def test_missing_annotations_are_named(name, tmp_path):
   with pytest.raises(ValueError, match="lacks"):

@@ -128,6 +128,40 @@ def test_genai_bench(tmp_path):
       run("genai-bench", genai(), tmp_path, external_scores=str(scores))
 
 
+# What t2v-metrics 3.0 takes and returns; the package itself wants its own torch and an 11 GB model.
+SCORER = """
+import numpy as np, PIL.Image, torch
+
+class VQAScore:
+  def __init__(self, model, device="cuda"):
+    assert model == "clip-flant5-xxl" and device == "cpu"
+
+  def __call__(self, images=None, texts=None, num_frames=8, question_template=None,
+               answer_template=None):
+    assert question_template.format(texts[0]).startswith('Does this figure show "prompt ')
+    assert answer_template == "Yes" and len(images) == len(texts) == 1
+    return torch.tensor([[np.asarray(PIL.Image.open(images[0])).mean() / 255]])
+"""
+
+
+def test_genai_bench_asks_the_official_package(tmp_path, monkeypatch):
+  torch = pytest.importorskip("torch")
+  if torch.cuda.is_available():
+    pytest.skip("the stand-in is for machines without a GPU")
+  (tmp_path / "site" / "t2v_metrics").mkdir(parents=True)
+  (tmp_path / "site" / "t2v_metrics" / "__init__.py").write_text(SCORER)
+  monkeypatch.syspath_prepend(tmp_path / "site")
+  result = run("genai-bench", genai(), tmp_path / "out")
+  paths = sorted((tmp_path / "out" / "images" / "vilau_jax").iterdir())
+  scores = [np.asarray(PIL.Image.open(path)).mean() / 255 for path in paths]
+  assert result["partial"] is None
+  assert result["metrics"]["all"] == pytest.approx(np.mean(scores), rel=1e-5)
+  # Its scripts keep such tensors.
+  torch.save(torch.tensor(scores).reshape(-1, 1, 1), tmp_path / "scores.pt")
+  again = run("genai-bench", genai(), tmp_path / "out", external_scores=str(tmp_path / "scores.pt"))
+  assert again["metrics"] == pytest.approx(result["metrics"], rel=1e-5)
+
+
 def test_vbench(tmp_path):
   rows = [{"prompt_en": "a person is running", "dimension": ["human_action"]},
           {"prompt_en": "a still road", "dimension": ["temporal_flickering"]}]  # fmt: skip

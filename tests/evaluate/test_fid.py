@@ -1,5 +1,6 @@
 """FID: resizers, statistics and distances against golden numbers, and the network and the distance
-against pytorch-fid, clean-fid and torch-fidelity where they are installed (extra `parity`)."""
+against pytorch-fid, clean-fid and torch-fidelity themselves (extra `parity_fid`, which `bash
+launch/live.sh` installs)."""
 
 import json
 import pathlib
@@ -231,6 +232,39 @@ def test_resizing_equals_clean_fid_and_torch_fidelity():
     )
     want = want[0].numpy().transpose(1, 2, 0)
     np.testing.assert_allclose(fid.resize(image, "tf1"), want, atol=1e-3)
+
+
+def test_whole_folders_equal_clean_fid(monkeypatch, tmp_path):
+  torch = pytest.importorskip("torch")
+  clean = pytest.importorskip("cleanfid.fid")
+  theirs = pytest.importorskip("pytorch_fid.inception")
+  dims = 4  # of 2048: the root of a large singular matrix loses digits, and takes a minute
+  _, state = random_state(1008)
+  monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: state)
+  net = theirs.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+  torch.save(state, tmp_path / "inception.pth")
+  ours = inception.load_inception(tmp_path / "inception.pth")
+  rng, folders = np.random.default_rng(0), []
+  for name in ("drawn", "true"):
+    folders.append(tmp_path / name)
+    for i in range(8):
+      picture = formula(40 + 9 * i, 60) ^ rng.integers(0, 64, (40 + 9 * i, 60, 3), np.uint8)
+      path = folders[-1] / "ab"[i % 2] / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      PIL.Image.fromarray(picture).save(path)
+  # The package scales pixels inside of the network that it would download.
+  extract = lambda batch: net((batch - 128) / 128)[0][:, :dims, 0, 0]  # noqa: E731
+  how = dict(mode="clean", num_workers=0, device=torch.device("cpu"), verbose=False)
+  sides = []
+  for folder in folders:
+    want = clean.get_folder_features(str(folder), extract, **how)
+    pictures = (np.asarray(PIL.Image.open(path)) for path in sorted(folder.rglob("*.png")))
+    got = fid.features(ours, pictures, "clean")[:, :dims]
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    sides.append((statistics(got, 3), statistics(want.astype(float), 5)))
+  want = clean.compute_fid(*map(str, folders), custom_feat_extractor=extract, **how)
+  assert fid.fid(sides[0][1], sides[1][1]) == pytest.approx(want, rel=1e-6)
+  assert fid.fid(sides[0][0], sides[1][0]) == pytest.approx(want, rel=1e-3)
 
 
 def test_weights_that_are_none_are_refused(tmp_path):

@@ -1,12 +1,9 @@
-"""The lmms-eval adapter: its contract on stand-ins for requests, and one of the harness's own tasks
-with the real package (extra `lmms`) on a few local rows."""
+"""The lmms-eval adapter: its contract on stand-ins for requests. Tasks of the harness itself run in
+test_lmms_live.py."""
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import benchmark_files
@@ -17,6 +14,7 @@ import pytest
 
 import vilau_jax
 from vilau_jax.evaluate import lmms_eval
+from vilau_jax.evaluate.replicas import Replicas
 
 CONTRACT = json.loads(
   (pathlib.Path(__file__).parent.parent / "golden" / "eval" / "lmms_eval_contract.json").read_text()
@@ -40,7 +38,7 @@ def request(*args):
 
 
 def harness(docs, **options):
-  return lmms_eval.Harness(model(), lambda task, split, name: docs[name], **options)
+  return lmms_eval.Harness(Replicas([model()]), lambda task, split, name: docs[name], **options)
 
 
 def visual(doc):
@@ -114,93 +112,56 @@ def test_vbench_tasks_get_videos(tmp_path):
   assert pathlib.Path(got[0]).stat().st_size > 0
 
 
+def test_rounds_go_on_until_the_task_has_enough():
+  docs = [{"image": pictures()[0], "rounds": 3}, {"image": None, "rounds": 1}]
+  seen = []
+
+  def to_text(doc, previous_output, round_idx, previous_round_info):
+    seen.append((doc["rounds"], len(previous_output), round_idx, previous_round_info))
+    if round_idx == doc["rounds"]:
+      return None, None, True, [*previous_output, "end"], None
+    picture = [pictures()[round_idx]]
+    return picture, f"round {round_idx}: {previous_output[-1]}", False, previous_output, round_idx
+
+  requests = [request("hello", GREEDY, visual, to_text, i, "t", "test") for i in range(2)]
+  got = harness(docs, batch_size=2).rounds(requests)
+  say = lambda parts: model().generate_text([parts], max_new_tokens=4)[0]  # noqa: E731
+  want = [say([vilau_jax.Image(pictures()[0]), "hello"])]
+  for i in (1, 2):
+    want.append(say([vilau_jax.Image(pictures()[i]), f"round {i}: {want[-1]}"]))
+  assert got == [[*want, "end"], [say(["hello"]), "end"]]
+  assert seen == [(3, 1, 1, None), (1, 1, 1, None), (3, 2, 2, 1), (3, 3, 3, 2)]
+
+
+def test_sketches_are_seen_when_the_question_is_answered(tmp_path):
+  docs = [{"image": pictures()[0]}]
+  context = "[GEN_PROMPT]draw {question}[/GEN_PROMPT][QUESTION]a dog?[/QUESTION]"
+  run = harness(docs, output_dir=str(tmp_path))
+  got = run.sketched([request(context, GREEDY, visual, 0, "t", "test")])
+  drawn = tmp_path / "drawings" / "t_0.png"
+  np.testing.assert_array_equal(
+    np.asarray(PIL.Image.open(drawn)), model().generate_images(["draw a dog?"])[0]
+  )
+  parts = [vilau_jax.Image(pictures()[0]), vilau_jax.Image(str(drawn)), "a dog?"]
+  assert got == model().generate_text([parts], max_new_tokens=4)
+  assert lmms_eval.sketch_and_question("a dog?") == ("a dog?", "a dog?")
+
+
+def test_answers_may_be_drawings(tmp_path):
+  run = harness([{}], answer="image", output_dir=str(tmp_path))
+  [got] = run.generate([request("a red road", GREEDY, visual, 0, "WISE", "test")])
+  path = str(tmp_path / "drawings" / "WISE_0.png")
+  assert json.loads(got) == {"text": "", "images": [path]}
+  want = model().generate_images(["a red road"])[0]
+  np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), want)
+
+
 def test_bad_requests_are_refused():
   with pytest.raises(ValueError, match="reads 2 frames of a video, not 8"):
     harness([], num_video_frames=8)
   with pytest.raises(ValueError, match="until must be"):
     harness([], until="yes")
+  with pytest.raises(ValueError, match="answer must be"):
+    harness([], answer="song")
   with pytest.raises(ValueError, match="hands over a int"):
     lmms_eval.conversation("a", [3])
-
-
-# With the real package
-
-POPE = """
-include: {pope}
-task: vilau_pope_local
-dataset_path: parquet
-dataset_kwargs:
-  data_files:
-    test: {data}
-generation_kwargs:
-  max_new_tokens: 4
-  do_sample: false
-"""
-CHOICE = """
-task: vilau_choice_local
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: multiple_choice
-doc_to_text: question
-doc_to_choice: choices
-doc_to_target: 1
-doc_to_visual: !function functions.nothing
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
-
-
-def test_one_of_the_harness_tasks_runs_on_the_real_package(tmp_path):
-  package = pathlib.Path(pytest.importorskip("lmms_eval").__file__).parent
-  import datasets
-
-  rows = [{"id": str(i), "question_id": str(i), "question": f"Is there a {w} in the image?",
-           "answer": "yes", "image_source": "x", "image": picture, "category": "random"}
-          for i, (w, picture) in enumerate(zip(("dog", "cat", "road"), pictures()))]  # fmt: skip
-  table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-  table.to_parquet(str(tmp_path / "pope.parquet"))
-  tasks = tmp_path / "tasks"
-  tasks.mkdir()
-  text = POPE.format(pope=package / "tasks" / "pope" / "pope.yaml", data=tmp_path / "pope.parquet")
-  (tasks / "pope.yaml").write_text(text)
-  (tmp_path / "choice.json").write_text(
-    json.dumps([{"question": "what?", "choices": ["a dog", "a cat"]}])
-  )
-  (tasks / "choice.yaml").write_text(CHOICE.format(data=tmp_path / "choice.json"))
-  (tasks / "functions.py").write_text("def nothing(doc):\n  return []\n")
-  model().save(tmp_path / "model")
-  # The entry point as an installed vilau_jax has it.
-  metadata = tmp_path / "site" / "vilau_jax_entry-0.dist-info"
-  metadata.mkdir(parents=True)
-  (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vilau-jax-entry\nVersion: 0\n")
-  entry = "[lmms_eval.models]\nvilau_jax = vilau_jax.evaluate.lmms_eval:manifests\n"
-  (metadata / "entry_points.txt").write_text(entry)
-  environment = dict(os.environ, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"),
-                     WANDB_MODE="disabled",
-                     PYTHONPATH=os.pathsep.join([os.getcwd(), str(tmp_path / "site")]))  # fmt: skip
-  typed = [sys.executable, "-m", "lmms_eval", "--model", "vilau_jax", "--model_args",
-           f"checkpoint={tmp_path / 'model'}", "--tasks", "vilau_pope_local,vilau_choice_local",
-           "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), "--log_samples",
-           "--batch_size", "2"]  # fmt: skip
-  done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=500)
-  found = list((tmp_path / "out").rglob("*_results.json"))  # it exits 0 after errors, too
-  assert done.returncode == 0 and found, done.stdout[-3000:] + done.stderr[-3000:]
-  results = json.loads(found[0].read_text())["results"]
-  samples = next((tmp_path / "out").rglob("*samples_vilau_pope_local.jsonl")).read_text()
-  said = [json.loads(line)["filtered_resps"] for line in samples.splitlines()]
-  ending = "\nAnswer the question using a single word or phrase."
-  want = model().generate_text(
-    [[vilau_jax.Image(row["image"]), row["question"] + ending] for row in rows], max_new_tokens=4
-  )
-  assert said == want
-  share = np.mean([text.lower().strip() == "yes" for text in want])
-  assert results["vilau_pope_local"]["pope_accuracy,none"] == pytest.approx(share)
-  losses = [-float(model().score(["what?"], [text])[0]) for text in ("a dog", "a cat")]
-  sizes = [len(model().tokenizer.encode(f" {t}</s>", prefix=False)) for t in ("a dog", "a cat")]
-  right = float(np.argmin(np.divide(losses, sizes)) == 1)
-  assert results["vilau_choice_local"]["acc,none"] == right

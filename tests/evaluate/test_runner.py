@@ -72,7 +72,7 @@ def pope(output, model=None, **options):
 
 
 def test_kill_9_in_the_middle_changes_nothing(tmp_path):
-  whole = pope(tmp_path / "whole")
+  whole = pope(tmp_path / "whole", model())
   environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=os.getcwd(), XLA_FLAGS="")
   cache = os.environ.get("VILAU_TEST_CACHE") or os.path.join(
     tempfile.gettempdir(), "vilau_jax_test_cache"
@@ -85,7 +85,7 @@ def test_kill_9_in_the_middle_changes_nothing(tmp_path):
   assert len(path.read_text().splitlines()) == 4 and not (out / "scores.json").exists()
   with open(path, "a") as f:
     f.write('{"id": "adversarial/1", "ans')  # as if it had been killed while writing
-  # What one device predicted and what eight predict is the same, so the files are, too.
+  # What one device predicted and what several predict is the same, so the files are, too.
   result = pope(out)
   assert path.read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
   same = ("metrics", "categories", "n", "missing", "data", "model", "settings")

@@ -4,6 +4,8 @@ vilau evaluate TASK --model=DIR --data=DIR --output=DIR
     predictions.jsonl, scores.json and a table beside the paper's numbers. Interrupted or killed,
     the same command goes on where it was. Without --model, --predictions=FILE scores given
     answers. Exit code 1: the scores are partial (a judge is gone, another tool must give scores).
+    A process uses all devices of its machine. Several machines share the work with
+    --process_index=0 --process_count=4 and one --output that all of them see; the first one scores.
 {tasks}
 vilau evaluate report --output=DIR
     collects all scores.json below DIR: report.md with tables and PNG charts
@@ -54,6 +56,8 @@ _JUDGE_WAIT = flags.DEFINE_float(
   "judge_wait", 1.0, "judges: seconds before the second try, then doubled", lower_bound=0.0,
   allow_override=True,
 )  # fmt: skip
+_INDEX = _number("process_index", 0, "which of the processes this is")
+_PROCESSES = _number("process_count", 1, "processes that share the work")
 _RUNS = _text("runs", "quickstart: where tower/, lm/, finetune/ and times.jsonl lie")
 _SMOKE = flags.DEFINE_bool(
   "smoke", False, "quickstart: a few samples of everything", allow_override=True
@@ -116,13 +120,21 @@ def benchmark(name: str) -> int:
       _JUDGE_URL.value, _JUDGE_MODEL.value or "", _JUDGE_KEY.value, tries=_JUDGE_TRIES.value,
       timeout=_JUDGE_TIMEOUT.value, wait=_JUDGE_WAIT.value,
     )  # fmt: skip
+  if not 0 <= _INDEX.value < _PROCESSES.value:
+    raise ValueError(
+      f"--process_index={_INDEX.value} must lie below --process_count={_PROCESSES.value}"
+    )
   given = {flag.name: flag.value for flag in _OPTIONS}
   options = Options(judge=judge, cfg_scales=tuple(map(float, _SCALES.value)), **given)
   with Bar("predictions") as bar:
     result = runner.run(
       name, data=_DATA.value, output=_OUTPUT.value, model=_MODEL.value,
       predictions=_PREDICTIONS.value, options=options, progress=bar.update,
+      process=(_INDEX.value, _PROCESSES.value),
     )  # fmt: skip
+  if "predicted" in result:
+    print(f"{result['predicted']} predictions are there; process 0 waits for all, and scores")
+    return 0
   head, rows = paper.rows(result)
   partial = f"PARTIAL ({result['partial']}): " if result["partial"] else ""
   title = f"{partial}{name}, {result['split']}, protocol {result['protocol']}, n = {result['n']}"

@@ -196,17 +196,33 @@ def frame_indices(count: int, frames: int) -> list[int]:
   return [int(i) for i in np.round(np.linspace(0, count - 1, frames))]
 
 
-def read_video(source: str | os.PathLike | Sequence[Source], count: int) -> list[Image.Image]:
+def frame_indices_opencv(count: int, frames: int) -> list[int]:
+  """Which frames VILA's scripts of 2024 took, with which videos were judged: the last frame is left
+  out, and places are truncated. Videos of fewer than `frames` are read as frame_indices says."""
+  if count < frames:
+    return frame_indices(count, frames)
+  return [int(i) for i in np.linspace(0, count - 2, frames)]
+
+
+Choose = Callable[[int, int], list[int]]  # of how many frames how many -> which
+
+
+def read_video(
+  source: str | os.PathLike | Sequence[Source], count: int, choose: Choose = frame_indices
+) -> list[Image.Image]:
   """`count` frames of a video, see read_clip."""
-  return read_clip(source, count).frames
+  return read_clip(source, count, choose).frames
 
 
-def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> containers.Clip:
+def read_clip(
+  source: str | os.PathLike | Sequence[Source], count: int, choose: Choose = frame_indices
+) -> containers.Clip:
   """`count` frames of a video, evenly spread from the first to the last.
 
   Args:
     source: a video file, a folder of pictures (in the order of their names), or the frames.
     count: frames to return; a shorter video repeats some.
+    choose: another way to spread them.
 
   Raises:
     ValueError: if there is no frame to read, or a file is cut off.
@@ -216,7 +232,7 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> conta
   if isinstance(source, str | os.PathLike):
     path = epath.Path(source)
     if path.is_file():
-      return containers.read(path, lambda total: frame_indices(total, count), MAX_PIXELS)
+      return containers.read(path, lambda total: choose(total, count), MAX_PIXELS)
     if not path.is_dir():
       raise ValueError(f"no video file or folder of frames at {path}")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -225,7 +241,7 @@ def read_clip(source: str | os.PathLike | Sequence[Source], count: int) -> conta
     source = found
   if not len(source):
     raise ValueError("a video must have at least one frame")
-  wanted = frame_indices(len(source), count)
+  wanted = choose(len(source), count)
   return containers.Clip([open_image(source[i]) for i in wanted], wanted, len(source), 0.0)
 
 

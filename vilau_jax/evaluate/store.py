@@ -1,7 +1,8 @@
 """Predictions on disk: predictions.jsonl, a row a prediction, and arrays beside it.
 
 Rows are appended a chunk at a time and synced, so a process that is killed loses the chunk it was
-at, at most; half a line at the end is dropped when the file is opened again.
+at, at most; half a line at the end is dropped when the file is opened again. Processes that work
+together append to a file each (predictions.1.jsonl is the second's) and read all of them.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vilau_jax.evaluate.parts import replacing
-from vilau_jax.evaluate.task import Request, read_json, read_lines
+from vilau_jax.evaluate.task import Request, parse_lines, read_json, read_lines
 
 Adopt = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -25,6 +26,7 @@ class Store:
   Args:
     directory: the run's; made when absent.
     stamp: what the predictions depend on. A directory with another stamp is refused.
+    process: which process this is.
 
   Attributes:
     rows: id -> row.
@@ -33,15 +35,27 @@ class Store:
     ValueError: if the directory holds predictions of something else, or broken ones.
   """
 
-  def __init__(self, directory: str | os.PathLike, stamp: Mapping[str, Any]):
+  def __init__(self, directory: str | os.PathLike, stamp: Mapping[str, Any], process: int = 0):
     self.directory = pathlib.Path(directory)
     self.directory.mkdir(parents=True, exist_ok=True)
-    self.path = self.directory / "predictions.jsonl"
+    self.path = self.directory / (
+      f"predictions.{process}.jsonl" if process else "predictions.jsonl"
+    )
     self._check(json.loads(json.dumps(stamp)))
     self._mend()
     self.rows: dict[str, dict[str, Any]] = {}
-    if self.path.exists():
-      self._take(read_lines(self.path))
+    self._read: dict[pathlib.Path, int] = {}  # bytes
+    self.refresh()
+
+  def refresh(self) -> None:
+    """Reads what has been added to any file since; a line that is being written has to wait."""
+    for path in sorted(self.directory.glob("predictions*.jsonl")):
+      with open(path, "rb") as f:
+        f.seek(self._read.get(path, 0))
+        data = f.read()
+      whole = data.rfind(b"\n") + 1
+      self._take(parse_lines(data[:whole].decode("utf-8"), path))
+      self._read[path] = self._read.get(path, 0) + whole
 
   def add(
     self, requests: Sequence[Request], rows: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]
@@ -55,10 +69,12 @@ class Store:
         with open(temporary, "wb") as f:
           np.savez(f, **arrays)
       rows = [{**row, "arrays": digest, "at": i} for i, row in enumerate(rows)]
-    with open(self.path, "a", encoding="utf-8") as f:
-      f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    with open(self.path, "ab") as f:
+      f.write(lines)
       f.flush()
       os.fsync(f.fileno())
+    self._read[self.path] = self._read.get(self.path, 0) + len(lines)
     self._take(rows)
 
   def arrays(self, requests: Sequence[Request]) -> Iterator[dict[str, np.ndarray]]:

@@ -1,15 +1,13 @@
 """All results of a directory on one page: report.md, with PNG charts beside it."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from vilau_jax.evaluate import paper
-from vilau_jax.evaluate.charts import COLOURS
+from vilau_jax.evaluate import paper, report_charts
+from vilau_jax.evaluate.benchmarks.genai_bench import ADVANCED, BASIC
 from vilau_jax.evaluate.parts import replacing
 from vilau_jax.evaluate.task import read_json
 
@@ -22,7 +20,10 @@ TABLES = {
   6: "Videos from prompts: VBench",
   9: "Guidance",
 }
+GUIDANCE = 9
 _OWN = "Built-in tasks"
+_MANY = {"genai-bench": BASIC + ADVANCED, "vbench": ("total", "quality", "semantic")}
+Row = tuple[float | None, ...]
 
 
 def write(directory: str | os.PathLike) -> pathlib.Path:
@@ -92,60 +93,62 @@ def _section(folder: str, result: dict[str, Any], directory: pathlib.Path) -> li
       lines += [*_table(["", "value"], [[n, paper.shown(v)] for n, v in flat.items()]), ""]
       if 2 <= len(flat) <= 40:
         name = f"charts/{_slug(folder)}-{_slug(kind)}.png"
-        bars(directory / name, f"{title} by {kind}", list(flat), {folder: list(flat.values())})
-        lines += [f"![{title} by {kind}]({name})", ""]
+        words = f"{title} by {kind.replace('_', ' ')}"
+        _chart(directory / name, words, kind, result, flat)
+        lines += [f"![{words}]({name})", ""]
   return lines
 
 
 def _overview(title: str, results, directory: pathlib.Path) -> list[str]:
-  """One chart a table: this directory's results beside the paper's; a star marks what can't be
-  compared as it is."""
-  names, own, others = [], [], {method: [] for method in paper.OURS}
-  for _, result in results:
+  """One chart a table: this directory's results beside the paper's, every scale by itself; a star
+  marks what can't be compared as it is."""
+  scales: dict[str, dict[str, Row]] = {}
+  often = collections.Counter(result["benchmark"] for _, result in results)
+  for folder, result in results:
     entry = paper.tables().get(result["benchmark"])
-    if entry is None or entry["main"] not in result["metrics"] or entry["table"] in (9,):
+    if entry is None or entry["main"] not in result["metrics"] or entry["table"] == GUIDANCE:
       continue
-    if entry["main"] == "perception":  # another scale than the rest of its table
-      continue
-    names.append(entry["title"] + "*" * bool(paper.differences(result)))
-    own.append(result["metrics"][entry["main"]])
-    for method, values in others.items():
-      values.append(entry["rows"].get(method, {}).get(entry["main"]))
-  if not names:
+    star = "*" * bool(paper.differences(result))
+    many = _MANY.get(result["benchmark"])
+    for metric in many or (entry["main"],):
+      if metric in result["metrics"]:
+        name = metric if many else entry["title"]
+        name += f" ({folder})" if often[result["benchmark"]] > 1 else ""
+        given = [entry["rows"].get(method, {}).get(metric) for method in paper.OURS]
+        scale = _scale(metric, entry["better"])
+        scales.setdefault(scale, {})[name + star] = (result["metrics"][metric], *given)
+  if not scales:
     return []
   path = directory / "charts" / f"{_slug(title)}.png"
-  bars(path, title, names, {"here": own, **others})
+  whose = ("here", *(f"{method}, paper" for method in paper.OURS))
+  parts = []
+  for label, rows in scales.items():
+    series = {who: [row[i] for row in rows.values()] for i, who in enumerate(whose)}
+    shown = {who: v for who, v in series.items() if who == "here" or len(scales) > 1 or any(v)}
+    parts.append(report_charts.Panel(label, list(rows), shown))
+  report_charts.panels(path, title, parts)
   lines = [f"![{title}](charts/{path.name})", ""]
-  if any(name.endswith("*") for name in names):
+  if any(name.endswith("*") for rows in scales.values() for name in rows):
     lines += ["\\* differs from the paper's protocol as far as known; its section says how.", ""]
   return lines
 
 
-def bars(
-  path: pathlib.Path, title: str, names: Sequence[str],
-  series: dict[str, Sequence[float | None]],
-) -> None:  # fmt: skip
-  """Writes a PNG of groups of bars; None leaves a gap."""
-  figure = Figure(
-    figsize=(max(4.5, 0.55 * len(names) * len(series) + 2), 3.4), layout="constrained"
-  )
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  width = 0.8 / len(series)
-  for i, (label, values) in enumerate(series.items()):
-    at = [k + (i - (len(series) - 1) / 2) * width for k in range(len(names))]
-    heights = [0 if v is None else v for v in values]
-    drawn = axes.bar(at, heights, width * 0.92, label=label, color=COLOURS[i % len(COLOURS)])
-    texts = ["" if v is None else paper.shown(round(v, 2)) for v in values]
-    axes.bar_label(drawn, texts, fontsize=7, padding=1)
-  axes.set_xticks(range(len(names)), names, fontsize=8)
-  if max(map(len, names)) * len(names) > 60:
-    axes.tick_params(axis="x", rotation=60)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.set_title(title, fontsize=11)
-  if len(series) > 1:
-    axes.legend(fontsize=8, frameon=False)
-  figure.savefig(path, dpi=120, metadata={"Software": None})
+def _scale(metric: str, better: str) -> str:
+  """The axis of a metric: what is comparable stands on one."""
+  if metric == "fid":
+    return f"FID ({better} is better)"
+  return {"perception": "MME points", "top1": "top-1 in %"}.get(metric, "score")
+
+
+def _chart(path: pathlib.Path, title: str, kind: str, result, values: dict[str, float]) -> None:
+  """By category; guidance is a curve beside the paper's."""
+  if kind != "cfg_scale":
+    return report_charts.lying(path, title, values)
+  rows = paper.tables()[result["benchmark"]]["rows"][paper.OURS[0]]
+  known = {float(k.removeprefix("fid_cfg_")): v for k, v in rows.items()}
+  here = {float(k): v for k, v in values.items()}
+  series = {"here": here, f"{paper.OURS[0]}, paper": known}
+  return report_charts.curves(path, title, series, x="guidance", y="FID (lower is better)")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

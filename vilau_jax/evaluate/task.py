@@ -5,6 +5,7 @@ into scores. The runner (runner.py) does the rest: it keeps predictions, resumes
 with the paper. Requests and predictions meet by id, never by order.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -184,9 +185,19 @@ def find_media(root: pathlib.Path, record: str, *candidates: str) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """Raises ValueError with the place where the file is broken."""
+  """Raises ValueError with the place where the file is broken, or if an object has a key twice: ids
+  are keys in some files, and the first of two would be lost."""
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+      twice = next(k for k, n in collections.Counter(k for k, _ in pairs).items() if n > 1)
+      raise ValueError(f"{path}: {twice} appears twice in one object")
+    return found
+
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    return json.loads(text, object_pairs_hook=once)
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{path} is no JSON: {error}") from error
 
@@ -201,15 +212,21 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
   if text.lstrip().startswith("["):
     rows = read_json(path)
   else:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-      try:
-        rows += [json.loads(line)] if line.strip() else []
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: no JSON object: {error}") from error
+    rows = parse_lines(text, path)
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
       raise ValueError(f"{path}, record {number}: not an object but {type(row).__name__}")
+  return rows
+
+
+def parse_lines(text: str, path: str | os.PathLike) -> list[Any]:
+  """What the lines of `text` hold. Raises ValueError naming the line of `path` that is broken."""
+  rows = []
+  for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
+    try:
+      rows += [json.loads(line)] if line.strip() else []
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path}, line {number}: no JSON object: {error}") from error
   return rows
 
 

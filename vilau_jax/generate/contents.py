@@ -32,9 +32,11 @@ class Video:
 
   Attributes:
     source: a video file, a folder of pictures, or a list of frames (what Image takes).
+    choose: another way to spread the frames, see media.frame_indices.
   """
 
   source: str | os.PathLike | Sequence[media.Source]
+  choose: media.Choose = media.frame_indices
 
 
 Part = str | Image | Video
@@ -144,7 +146,7 @@ def _open(part: Image | Video, side: int, frames: int, name: str) -> list[np.nda
   try:
     sources = [part.source]
     if isinstance(part, Video):
-      sources = media.read_video(part.source, frames)
+      sources = media.read_video(part.source, frames, part.choose)
     return [media.to_square(source, side) for source in sources]
   except ValueError as error:
     raise ValueError(f"{name}: {error}") from error

@@ -37,7 +37,7 @@ class Vision:
 
   def encode(self, images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> codes int32 [n, T, R]; full batches are shared by this process's
-    devices."""
+    devices, except inside of jax.default_device."""
     c = self.config
     empty = np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)
     return self._run(_encode, images, empty=empty, spread=True)
@@ -89,7 +89,8 @@ class Vision:
       here = [r[done : done + size] for r in rows]
       count = len(here[0])
       filled = [np.concatenate([h, np.repeat(h[-1:], size - count, axis=0)]) for h in here]
-      variables, devices = self._variables, jax.local_device_count()
+      variables = self._variables
+      devices = jax.local_device_count() if jax.config.jax_default_device is None else 1
       if spread and size == self._sizes[-1] and devices > 1 and size % devices == 0:
         share, variables = self._everywhere
         filled = [jax.device_put(f, share) for f in filled]

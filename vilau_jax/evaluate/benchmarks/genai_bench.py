@@ -30,6 +30,8 @@ from vilau_jax.evaluate.task import (
 
 BASIC = ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic")
 ADVANCED = ("counting", "comparison", "differentiation", "negation", "universal", "advanced")
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore's
+ANSWER = "Yes"
 MODEL = "vilau_jax"
 QUALITY = 95  # of the JPEGs; the official generator's is Pillow's 75
 
@@ -146,10 +148,15 @@ def read_scores(file: str) -> dict[int, float]:
 
 def _vqascores(requests: Sequence[Request], directory: pathlib.Path) -> dict[int, float]:
   import t2v_metrics
+  import torch
 
-  scorer = t2v_metrics.VQAScore(model="clip-flant5-xxl")
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  scorer = t2v_metrics.VQAScore(model="clip-flant5-xxl", device=device)
+  words = dict(question_template=QUESTION, answer_template=ANSWER)
   return {
-    r.truth: float(scorer(images=[str(directory / r.content.file)], texts=[r.content.prompt]))
+    r.truth: float(
+      scorer(images=[str(directory / r.content.file)], texts=[r.content.prompt], **words)
+    )
     for r in requests
   }
 

@@ -10,6 +10,7 @@ import importlib.util
 import pathlib
 import re
 import string
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,15 +25,18 @@ CLASSES_SHA256 = "571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b
 TEMPLATES_SHA256 = {
   "siglip": "617764ae37ca494aff67b36e2f3b3919d44fd3eeb5b4dba56f207ad6723c3d05",
   "open_clip": "4f976686fb651bb5803d4689dcd849f75efe0ef19a3c801355bc9a6f03c8a5af",
+  "clip_best": "5c945b4b35da9f638c63452151f797454d084aead4c1a8a90a8b592e93ed91ba",
 }
+_CLIP_BEST = (73, 7, 44, 69, 35, 67, 64)  # of the 80 sentences
 _CLASSES_AT_ONCE = 16
 
 
 class Imagenet:
   """Data: a folder of class folders (ImageNet's synsets, sorted), or a prepared TFDS set with
   labels. Names of classes and sentences come from an installed clip-benchmark, or from --classnames
-  and --templates. Protocol "siglip" adds the bare name to the 80 sentences, "open_clip" does not;
-  both write texts in lower case and without punctuation, as SigLIP's tokenizer does."""
+  and --templates. Protocol "siglip" adds the bare name to the 80 sentences, "open_clip" does not,
+  "clip_best" takes CLIP's seven best and the bare name; all write texts in lower case and without
+  punctuation, as SigLIP's tokenizer does."""
 
   name = "imagenet"
 
@@ -44,7 +48,9 @@ class Imagenet:
     self.classes = _list(options.classnames, "en_classnames.json")
     self.templates = _list(options.templates, "en_zeroshot_classification_templates.json")
     self.templates = [template.replace("{c}", "{}") for template in self.templates]
-    if options.templates is None and self.protocol == "siglip":
+    if options.templates is None and self.protocol == "clip_best":
+      self.templates = [self.templates[i] for i in _CLIP_BEST]
+    if options.templates is None and self.protocol != "open_clip":
       self.templates.append("{}")
     broken = [t for t in self.templates if t.count("{}") != 1]
     if broken:
@@ -54,6 +60,7 @@ class Imagenet:
     }  # fmt: skip
     self.sources: list[pathlib.Path] = []
     self._embedded: np.ndarray | None = None
+    self._lock = threading.Lock()
 
   def requests(self) -> list[Request]:
     pictures = pictures_in.read(self.data, self.split, labelled=True)
@@ -78,7 +85,10 @@ class Imagenet:
 
   def _class_embeddings(self, model, directory: pathlib.Path) -> np.ndarray:
     """[classes, D]; kept beside the predictions, which belong to the same model and lists."""
-    path = directory / "classes.npy"
+    with self._lock:  # one replica computes them, the others wait
+      return self._embed_classes(model, directory / "classes.npy")
+
+  def _embed_classes(self, model, path: pathlib.Path) -> np.ndarray:
     if self._embedded is None and path.exists():
       self._embedded = np.load(path, allow_pickle=False)
     if self._embedded is None:

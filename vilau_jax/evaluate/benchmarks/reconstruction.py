@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vilau_jax.evaluate import fid, picture_metrics, pictures_in
+from vilau_jax.evaluate.replicas import PerDevice
 from vilau_jax.evaluate.task import Found, Options, Request, Scores, mean, numbered, pick
 from vilau_jax.models.inception import load_inception
 
@@ -36,6 +37,8 @@ class Reconstruction:
       "lpips_sha256": file_hash(options.lpips),
     }
     self.sources: list[pathlib.Path] = []
+    self._inception = PerDevice(lambda: load_inception(options.inception))
+    self._perceptual = PerDevice(self._load_perceptual)
 
   def requests(self) -> list[Request]:
     pictures = pictures_in.read(self.data, self.split)
@@ -64,17 +67,12 @@ class Reconstruction:
     flat = codes.reshape(len(codes), -1, codes.shape[-1])
     arrays = {"codes": flat, "entries": np.full(len(codes), entries)}
     if self.options.inception:
-      of = functools.partial(fid.features, self._inception, mode=self.settings["resize"])
+      of = functools.partial(fid.features, self._inception.get(), mode=self.settings["resize"])
       arrays |= {"true": of(images=true * 255), "drawn": of(images=drawn * 255)}
     rows = [{k: float(v[i]) for k, v in found.items()} for i in range(len(requests))]
     return rows, arrays
 
-  @functools.cached_property
-  def _inception(self):
-    return load_inception(self.options.inception)
-
-  @functools.cached_property
-  def _perceptual(self):
+  def _load_perceptual(self):
     import jax
 
     from vilau_jax.models.perceptual import Lpips, load_lpips
@@ -84,12 +82,12 @@ class Reconstruction:
     return jax.jit(functools.partial(Lpips(widths).apply, variables))
 
   def _lpips(self, true: np.ndarray, drawn: np.ndarray, batch: int = 16) -> np.ndarray:
-    parts = []
+    parts, perceptual = [], self._perceptual.get()
     for start in range(0, len(true), batch):
       pair = [x[start : start + batch] * 2 - 1 for x in (true, drawn)]
       count, missing = len(pair[0]), min(batch, len(true)) - len(pair[0])
       pair = [np.concatenate([x, np.zeros((missing, *x.shape[1:]), np.float32)]) for x in pair]
-      parts.append(np.asarray(self._perceptual(*pair))[:count])
+      parts.append(np.asarray(perceptual(*pair))[:count])
     return np.concatenate(parts)
 
   def adopt(self, rows, requests):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from vilau_jax.data import media
 from vilau_jax.evaluate import judge_prompts
 from vilau_jax.evaluate.answering import SHORT, Answering, answer
 from vilau_jax.evaluate.judge import Judge
@@ -31,9 +32,10 @@ TRIES = 5  # replies without a verdict before a question is given up
 class VideoQa(Answering):
   """Data: test_q.json, test_a.json and the videos in videos/ (or beside them), as files or as
   folders of frames. --unparsed says what becomes of questions whose verdicts can't be read: "drop"
-  leaves them out, as VILA's scripts do, "no" counts them as wrong."""
+  leaves them out, as VILA's scripts do, "no" counts them as wrong. Protocol "vila" takes frames as
+  VILA-U's code does, "vila_opencv" as VILA's older scripts, "lmms" asks in lmms-eval's words."""
 
-  protocols = ("vila", "lmms")
+  protocols = ("vila", "vila_opencv", "lmms")
   splits = ("test",)
   max_new_tokens = 1024
   uses = ("max_new_tokens", "judge", "judge_prompt", "unparsed")
@@ -51,6 +53,8 @@ class VideoQa(Answering):
     if unknown:
       raise ValueError(f"{paths[1]}: answer to an unknown question {unknown[0]}")
     videos: dict[str, Video] = {}
+    opencv = self.protocol == "vila_opencv"
+    choose = media.frame_indices_opencv if opencv else media.frame_indices
     requests = []
     for name, row in questions.items():
       if name not in answers:
@@ -59,7 +63,7 @@ class VideoQa(Answering):
       asked = field(row, "question", f"{paths[0]}, question {name}")
       text = prompt(asked, self.protocol)
       truth = {"question": asked, "answer": str(field(answers[name], "answer", str(paths[1])))}
-      requests.append(Request(name, [videos.setdefault(file, Video(file)), text], truth))
+      requests.append(Request(name, [videos.setdefault(file, Video(file, choose)), text], truth))
     return numbered(requests, str(paths[0]))
 
   def _video(self, row, name: str) -> str:
@@ -121,11 +125,11 @@ class ActivitynetQa(VideoQa):
 
 def prompt(question: str, protocol: str) -> str:
   """The bare question, or lmms-eval's form."""
-  return question if protocol == "vila" else question.capitalize() + "? " + SHORT.strip()
+  return question.capitalize() + "? " + SHORT.strip() if protocol == "lmms" else question
 
 
 def verdict(judge: Judge, texts, row, protocol: str) -> dict[str, Any]:
-  """{"pred", "score"} of one answer, or {} if no reply can be read. Protocol "vila" leaves the
+  """{"pred", "score"} of one answer, or {} if no reply can be read. VILA's protocols leave the
   sampling to the server, "lmms" wants temperature 0 and at most 64 tokens.
 
   Raises:
@@ -136,7 +140,7 @@ def verdict(judge: Judge, texts, row, protocol: str) -> dict[str, Any]:
     {"role": "system", "content": texts["system"]},
     {"role": "user", "content": user},
   ]
-  vila = protocol == "vila"
+  vila = protocol != "lmms"
   reader = parse_official if vila else parse_lmms
   parameters = {} if vila else {"temperature": 0.0, "max_tokens": 64}
   for attempt in range(TRIES):
