@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts of this folder: makes .venv in the checkout and installs vilau_jax with the
 # extras named in $1. Sets $PYTHON. Installs again only when setup.py or the extras change.
 

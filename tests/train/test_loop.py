@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.metrics import NonFiniteError
+from vilau_jax.metrics import TIMINGS, NonFiniteError
 from vilau_jax.train import loop
 
 
@@ -56,7 +56,7 @@ def lines(workdir):
 
 
 def kept(line):
-  return {k: v for k, v in line.items() if k not in ("elapsed", "seconds_per_step")}
+  return {k: v for k, v in line.items() if k not in TIMINGS}
 
 
 def interrupted(config, workdir, after):

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from vilau_jax.data import media
-from vilau_jax.data.pipeline import mixture, steps
+from vilau_jax.data.pipeline import mixture, named, steps
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import TowerTokenizer
 
@@ -67,6 +67,17 @@ def tower_dataset(
     return out
 
   return steps(sample, batch_size, process_index, process_count)
+
+
+def tower_records(
+  data: Mapping[str, Any], *, batch_size: int, seed: int, step: int
+) -> list[list[dict[str, Any]]]:
+  """Which records one batch of tower_dataset holds: path, number and id of each, row by row."""
+  sources = [Records(entry["path"]) for entry in data["mixture"]]
+  weights = [entry["weight"] for entry in data["mixture"]]
+  stream = mixture([range(len(s)) for s in sources], weights, seed)
+  visits = (stream[i] for i in range(step * batch_size, (step + 1) * batch_size))
+  return [[named(sources[which], number)] for which, number in visits]
 
 
 class PictureCache:

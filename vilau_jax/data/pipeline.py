@@ -6,8 +6,9 @@ the number of processes nor that of reading threads changes what is trained on.
 
 Language model: the mixture is an endless stream of samples; every `window` of them is planned into
 rows by first fit (data/packing.py), and the rows of a window come in a drawn order. Finding row g
-means counting the rows of earlier windows, which is done once, on demand, from the samples' sizes:
-about 80 microseconds a sample, so a run resumed after 100,000 samples thinks for eight seconds.
+means counting the rows of earlier windows, which is done once, on demand, from the samples' sizes,
+about 80 microseconds a sample. A run that goes on is spared that: each of its batches says in which
+window it began and how many rows came before it (an anchor), and a checkpoint keeps that.
 """
 
 import bisect
@@ -26,6 +27,8 @@ from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer
 
 ENDLESS = 2**40
+Anchor = tuple[int, int]  # a window of the mixture, and how many rows the windows before it gave
+START: Anchor = (0, 0)
 LIGHT_RECORDS = 200_000  # data sets up to this size keep their records' texts in memory
 HEAVY = ("images", "frames", "codes", "codes_crop", "scene")
 
@@ -41,6 +44,7 @@ def lm_dataset(
   tower_id: str | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
+  anchor: Anchor | None = None,
 ) -> grain.MapDataset:
   """Packed rows for the language model.
 
@@ -52,9 +56,12 @@ def lm_dataset(
     batch_size: rows of all processes together.
     tower_id: of the model's tower; records with codes of another one are refused.
     process_index, process_count: those of JAX when None.
+    anchor: (window, rows before it), as a batch said it: rows from there on are found without
+      counting. It changes no row. None: batches carry no anchor.
 
   Returns:
-    element i: the arrays of packing.pack with a leading axis of batch_size / process_count.
+    element i: the arrays of packing.pack with a leading axis of batch_size / process_count, and
+    with an anchor "anchor" int64 [2], that of the batch.
 
   Raises:
     ValueError: for records without codes or with those of another tower, a form that the records
@@ -67,8 +74,49 @@ def lm_dataset(
     for entry in data["mixture"]
   ]
   stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
-  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed)
-  return steps(rows.__getitem__, batch_size, process_index, process_count)
+  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed, anchor or START)
+  dataset = steps(rows.__getitem__, batch_size, process_index, process_count)
+  if anchor is None:
+    return dataset
+  return grain.MapDataset.range(ENDLESS).map(
+    lambda step: dataset[step] | {"anchor": np.array(rows.anchor(step * batch_size))}
+  )
+
+
+def lm_records(
+  data: Mapping[str, Any],
+  settings: forms.SequenceSettings,
+  tokenizer: Tokenizer,
+  quantizer_depth: int,
+  *,
+  batch_size: int,
+  seed: int,
+  step: int,
+  anchor: Anchor = (0, 0),
+) -> list[list[dict[str, Any]]]:
+  """Which records make the rows of one batch: path, number and id of each, row by row.
+
+  Args are those of lm_dataset.
+  """
+  row = data["row"]
+  shape = packing.RowShape(row["length"], row["slots"], row["targets"], quantizer_depth)
+  sources = [
+    Source(e["path"], e["form"], tokenizer, settings, shape, None) for e in data["mixture"]
+  ]
+  stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
+  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed, anchor)
+  first = step * batch_size
+  return [
+    [named(sources[which].records, number) for which, number in map(stream.__getitem__, positions)]
+    for positions in map(rows.positions, range(first, first + batch_size))
+  ]
+
+
+def named(records: Records, number: int) -> dict[str, Any]:
+  """How a record is called in messages."""
+  return {
+    "path": str(records.path), "number": int(number), "id": records[int(number)].get("id")
+  }  # fmt: skip
 
 
 def mixture(
@@ -173,13 +221,15 @@ class PackedRows:
     shape: packing.RowShape,
     window: int,
     seed: int,
+    anchor: Anchor = START,
   ):
     if window < 1:
       raise ValueError(f"data.row.window must be at least 1, got {window}")
     self.sources, self.stream, self.shape = sources, stream, shape
     self.window, self.seed = window, seed
     self.branches = any(source.settings.independent_turns for source in sources)
-    self._starts = [0]  # number of rows before each window that was counted
+    # Number of rows before each window that was counted; the first of them is window self._first.
+    self._first, self._starts = anchor[0], [anchor[1]]
     self._lock = threading.Lock()
     self._plan = functools.lru_cache(maxsize=8)(self._plan_window)
 
@@ -189,11 +239,19 @@ class PackedRows:
 
   def positions(self, index: int) -> list[int]:
     """Where in the stream the samples of row `index` stand."""
+    window, before = self.anchor(index)
+    return self._plan(window)[index - before]
+
+  def anchor(self, index: int) -> Anchor:
+    """The window that row `index` is in, and the number of rows before that window."""
     with self._lock:
+      if index < self._starts[0]:
+        self._first, self._starts = START[0], [START[1]]
       while self._starts[-1] <= index:
-        self._starts.append(self._starts[-1] + len(self._plan(len(self._starts) - 1)))
-      window = bisect.bisect_right(self._starts, index) - 1
-      return self._plan(window)[index - self._starts[window]]
+        window = self._first + len(self._starts) - 1
+        self._starts.append(self._starts[-1] + len(self._plan(window)))
+      place = bisect.bisect_right(self._starts, index) - 1
+      return self._first + place, self._starts[place]
 
   def _plan_window(self, window: int) -> list[list[int]]:
     first = window * self.window
