@@ -96,6 +96,8 @@ class MetricWriter:
       self._bar = _progress(self._console)
       self._task = self._bar.add_task("", total=steps, completed=start, note="compiling")
       self._bar.start()
+    if start:
+      self._say(f"going on from step {start}")
 
   @property
   def latest(self) -> dict[str, float]:
