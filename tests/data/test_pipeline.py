@@ -194,3 +194,20 @@ def test_bad_input_is_refused(root, tmp_path):
   data.mixture = (dict(path=str(tmp_path / "plain"), form="t2i", weight=1.0),)
   with pytest.raises(ValueError, match=r"plain.*no codes: run `vilau tokenize`"):
     dataset(root, data=data)
+
+
+def test_samples_are_measured_once(root, tmp_path, monkeypatch):
+  want = dataset(root, cache=tmp_path)[5]
+  kept = sorted(tmp_path.iterdir())
+  assert len(kept) == 3  # one a source: its records, form, settings and tokenizer
+  looked = []
+  monkeypatch.setattr(pipeline.sequence, "largest", lambda *a: looked.append(a) or (1, 0, 0))
+  same(dataset(root, cache=tmp_path)[5], want)
+  assert not looked
+  dataset(root, cache=tmp_path, settings=forms.SequenceSettings(system_prompt="", frames=2))
+  assert looked and len(list(tmp_path.iterdir())) == 6
+  monkeypatch.undo()
+  whole = kept[0].read_bytes()
+  kept[0].write_bytes(whole[:-9])  # damaged: looked at again, and mended
+  same(dataset(root, cache=tmp_path)[5], want)
+  assert len(kept[0].read_bytes()) == len(whole)

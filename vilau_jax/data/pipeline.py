@@ -12,7 +12,9 @@ window it began and how many rows came before it (an anchor), and a checkpoint k
 """
 
 import bisect
+import dataclasses
 import functools
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,8 +23,9 @@ import grain
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
-from vilau_jax.data import forms, packing, sequence
+from vilau_jax.data import forms, packing, scanned, sequence
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer
 
@@ -45,6 +48,7 @@ def lm_dataset(
   process_index: int | None = None,
   process_count: int | None = None,
   anchor: Anchor | None = None,
+  cache: epath.PathLike | None = None,
 ) -> grain.MapDataset:
   """Packed rows for the language model.
 
@@ -58,6 +62,7 @@ def lm_dataset(
     process_index, process_count: those of JAX when None.
     anchor: (window, rows before it), as a batch said it: rows from there on are found without
       counting. It changes no row. None: batches carry no anchor.
+    cache: directory where the sizes of all samples are kept for the next time; None keeps none.
 
   Returns:
     element i: the arrays of packing.pack with a leading axis of batch_size / process_count, and
@@ -70,7 +75,7 @@ def lm_dataset(
   row = data["row"]
   shape = packing.RowShape(row["length"], row["slots"], row["targets"], quantizer_depth)
   sources = [
-    Source(entry["path"], entry["form"], tokenizer, settings, shape, tower_id)
+    Source(entry["path"], entry["form"], tokenizer, settings, shape, tower_id, cache)
     for entry in data["mixture"]
   ]
   stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
@@ -92,7 +97,9 @@ def lm_records(
   batch_size: int,
   seed: int,
   step: int,
-  anchor: Anchor = (0, 0),
+  anchor: Anchor = START,
+  tower_id: str | None = None,
+  cache: epath.PathLike | None = None,
 ) -> list[list[dict[str, Any]]]:
   """Which records make the rows of one batch: path, number and id of each, row by row.
 
@@ -101,7 +108,8 @@ def lm_records(
   row = data["row"]
   shape = packing.RowShape(row["length"], row["slots"], row["targets"], quantizer_depth)
   sources = [
-    Source(e["path"], e["form"], tokenizer, settings, shape, None) for e in data["mixture"]
+    Source(e["path"], e["form"], tokenizer, settings, shape, tower_id, cache)
+    for e in data["mixture"]
   ]
   stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
   rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed, anchor)
@@ -162,20 +170,22 @@ class Source:
     settings: forms.SequenceSettings,
     shape: packing.RowShape,
     tower_id: str | None,
+    cache: epath.PathLike | None = None,
   ):
     if form not in forms.FORMS:
       raise ValueError(f"data.mixture: unknown form {form!r} of {path}; known: {forms.FORMS}")
     self.records, self.form = Records(path), form
     self.tokenizer, self.settings = tokenizer, settings
     self.random = settings.is_random(form)
-    self._light: list[dict[str, Any]] | None = [] if len(self.records) <= LIGHT_RECORDS else None
-    sizes = np.zeros((len(self.records), 3), np.int32)
-    for number, record in enumerate(self.records):
-      _check_tower(record, tower_id, self.records.path)
-      light = _light(record)
-      sizes[number] = self._located(sequence.largest, light)
-      if self._light is not None:
-        self._light.append(light)
+    self._light: dict[int, dict[str, Any]] = {}
+    facts = [form, dataclasses.asdict(settings), tower_id, _hash(tokenizer.path)]
+    sizes = scanned.load(cache, self.records, facts)
+    if sizes is None:
+      sizes = np.zeros((len(self.records), 3), np.int32)
+      for number, record in enumerate(self.records):
+        _check_tower(record, tower_id, self.records.path)
+        sizes[number] = self._located(sequence.largest, self._keep(number, record))
+      scanned.save(cache, self.records, facts, sizes)
     good = packing.fits(sizes, shape)
     self.sizes = sizes
     self.usable = np.flatnonzero(good)
@@ -197,8 +207,14 @@ class Source:
     """(tokens, slots, targets) of a visit."""
     if not self.random:
       return self.sizes[number]
-    light = self._light[number] if self._light is not None else _light(self.records[number])
+    light = self._light.get(number) or self._keep(number, self.records[number])
     return np.array(sequence.measure(light, self.form, self.tokenizer, self.settings, rng()))
+
+  def _keep(self, number: int, record: dict[str, Any]) -> dict[str, Any]:
+    light = _light(record)
+    if len(self.records) <= LIGHT_RECORDS:
+      self._light[number] = light
+    return light
 
   def sample(self, number: int, rng: np.random.Generator) -> sequence.Sequence:
     """The sequence of a visit."""
@@ -290,6 +306,10 @@ def steps(
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
   return grain.MapDataset.range(ENDLESS).map(batch)
+
+
+def _hash(file: epath.PathLike) -> str:
+  return hashlib.sha256(epath.Path(file).read_bytes()).hexdigest()
 
 
 def _light(record: Mapping[str, Any]) -> dict[str, Any]:

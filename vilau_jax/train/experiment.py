@@ -57,8 +57,9 @@ class Experiment:
     """
     c = self.config
     common = dict(
-      batch_size=batch_size or c.batch_size, seed=c.seed, process_index=index, process_count=count
-    )
+      batch_size=batch_size or c.batch_size, seed=c.seed, process_index=index, process_count=count,
+      cache=self.workdir / "scanned",
+    )  # fmt: skip
     if c.stage == "tower":
       side = self.model.tower.image_size
       return pictures.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
@@ -79,8 +80,9 @@ class Experiment:
       return pictures.tower_records(data_of(c), step=step, **common)
     depth = self.model.tower.quantizer.depth
     return pipeline.lm_records(
-      data_of(c), self.settings, self.tokenizer, depth, step=step, anchor=anchor, **common
-    )
+      data_of(c), self.settings, self.tokenizer, depth, step=step, anchor=anchor,
+      tower_id=self.tower_id, cache=self.workdir / "scanned", **common,
+    )  # fmt: skip
 
   @property
   def settings(self) -> SequenceSettings:

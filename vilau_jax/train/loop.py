@@ -83,9 +83,8 @@ def _run(
   closing.callback(saved.close)
   stage = STAGES[config.stage](config, run.model)
   state, frozen = prepare(stage, run, saved, mesh)
-  if config.guard.nonfinite_skips:
-    stage = guard.SkipNonFinite(stage)
-  step_fn = compiled_step(stage, state)
+  skips = config.guard.nonfinite_skips
+  step_fn = compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
   key, start = jax.random.key(config.seed), int(state.step)
   position = saved.position(start) if start else {}
   batches = Batches(run, mesh, start, position)
