@@ -10,15 +10,13 @@ import sys
 import threading
 import time
 
-import experiments
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint, manifest, metrics
-from vilau_jax.train import checkpoints, guard, lock, loop
+from vilau_jax.train import checkpoints, guard, lock
 from vilau_jax.train.optim import State
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -84,13 +82,16 @@ def test_a_checkpoint_carries_checksums_and_the_data_position(saved, tmp_path, c
 
 def test_any_flipped_byte_is_found_named_and_gone_round(saved, tmp_path, capsys):
   names = [f.relative_to(saved / "checkpoints/6") for f in files(saved / "checkpoints/6")]
-  sealed = [n for n in names if n.name not in ("_CHECKPOINT_METADATA",)]
-  assert len(sealed) > 8
-  for number, name in enumerate(sealed):
+  assert len(names) > 8
+  for number, name in enumerate(names):
     workdir = opened(saved, tmp_path / str(number))
     flip(workdir / "checkpoints/6" / name, 0)
     step, restored, _ = newest_good(workdir)
     said = capsys.readouterr().err
+    if name.name == "commit_success.txt":  # orbax's mark that it has committed; nothing of ours
+      assert step == 6
+      np.testing.assert_array_equal(restored.params["llm"]["norm"], np.full(64, 6.0))
+      continue
     assert step == 4, name
     assert str(name) in said and "checkpoint 6 is damaged" in said and "checkpoint 4" in said
     np.testing.assert_array_equal(restored.params["llm"]["norm"], np.full(64, 4.0))
@@ -289,29 +290,3 @@ def test_a_step_that_is_not_finite_can_be_left_out(tmp_path):
   with pytest.raises(metrics.NonFiniteError, match=r"step 6: loss not finite\. 3 steps were left"):
     writer.add(6, bad)
   writer.close()
-
-
-@pytest.fixture(scope="module")
-def tower_config(tmp_path_factory):
-  return experiments.tower_run(tmp_path_factory.mktemp("data"))
-
-
-def test_the_records_of_a_step_that_is_not_finite_are_written(tower_config, tmp_path):
-  config = ConfigDict(tower_config.to_dict())
-  config.optim.update(dict(peak_lr=1e30, clip=0.0))
-  config.log.every = 100
-  with pytest.raises(metrics.NonFiniteError) as caught:
-    loop.train(config, tmp_path / "run", devices=jax.devices()[:1])
-  told = json.loads((tmp_path / "run" / f"nonfinite-{caught.value.step}.json").read_text())
-  assert told["step"] == caught.value.step and "loss" in told["parts"]
-  assert len(told["rows"]) == config.batch_size
-  assert all(set(r) == {"path", "number", "id"} for row in told["rows"] for r in row)
-  assert str(tmp_path) in caught.value.__notes__[0]
-
-
-def test_a_trace_is_written_even_if_the_run_ends_inside(tower_config, tmp_path):
-  config = ConfigDict(tower_config.to_dict())
-  config.steps = 3
-  loop.train(config, tmp_path / "run", profile=(1, 9), devices=jax.devices()[:1])
-  (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
-  assert trace.stat().st_size > 10_000 and b"train" in trace.read_bytes()
