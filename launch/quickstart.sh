@@ -23,8 +23,8 @@ suffix=$([ "$size" = default ] || echo "-$size")
 run=${output:-runs/quickstart$suffix}
 config_size=$([ "$size" = default ] || echo ":$size")
 case $size in
-  smoke) scenes=(--scenes=240 --videos=60 --test_scenes=48 --test_videos=16) vqa=(--limit=200) ;;
-  *) scenes=() vqa=() ;;
+  smoke) evaluation=(--smoke) scenes=(--scenes=240 --videos=60 --test_scenes=48 --test_videos=16) vqa=(--limit=200) ;;
+  *) evaluation=() scenes=() vqa=() ;;
 esac
 
 source launch/environment.sh
@@ -54,7 +54,7 @@ note_time() {
 }
 trap note_time EXIT
 
-train=(--config.seed="$seed" --config.data.root="$data" --config.runs="$run")
+train=(--preempted_exit=1 --config.seed="$seed" --config.data.root="$data" --config.runs="$run")
 stage data data import emoji --output="$data/emoji" --seed="$seed" "${scenes[@]}"
 stage data data import easy-vqa --output="$data/easy_vqa" "${vqa[@]}"
 stage tower train --config="configs/quickstart_tower.py$config_size" --workdir="$run/tower" "${train[@]}"
@@ -64,7 +64,7 @@ done
 stage lm train --config="configs/quickstart_lm.py$config_size" --workdir="$run/lm" "${train[@]}"
 stage finetune train --config="configs/quickstart_finetune.py$config_size" --workdir="$run/finetune" "${train[@]}"
 stage evaluate evaluate quickstart --model="$run/finetune" --data="$data" --runs="$run" --output="$run" \
-  --seed="$seed" $([ "$size" = smoke ] && echo --smoke)
+  --seed="$seed" "${evaluation[@]}"
 
 cat <<DONE
 

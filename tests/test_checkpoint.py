@@ -10,6 +10,7 @@ from flax import struct
 
 from vilau_jax import checkpoint, sharding
 from vilau_jax.config import VilaUConfig
+from vilau_jax.train import checkpoints
 
 
 class State(struct.PyTreeNode):
@@ -86,7 +87,7 @@ def test_a_workdir_loads_its_newest_step_with_the_frozen_part(tmp_path):
   checkpoint.write_json(tmp_path / "config.json", {"format_version": 1, "model": config.to_dict()})
   frozen = {"params": {"tower": whole["params"]["tower"]}, "quantizer": whole["quantizer"]}
   checkpoint.save_frozen(tmp_path, frozen, "id")
-  saved = checkpoint.TrainingCheckpoints(tmp_path, every=2, keep=2)
+  saved = checkpoints.TrainingCheckpoints(tmp_path, every=2, keep=2)
   for step in (1, 2, 3, 4, 6):
     params = {"llm": {"norm": jnp.full((4,), float(step))}, "discriminator": {"k": jnp.ones(2)}}
     saved.save(step, State(jnp.int32(step), params, {"mu": jnp.ones(3)}, {}), {"seed": 0})
@@ -103,7 +104,7 @@ def test_a_workdir_loads_its_newest_step_with_the_frozen_part(tmp_path):
 def test_an_averaged_copy_is_what_loads(tmp_path):
   config = VilaUConfig.from_preset("tiny")
   checkpoint.write_json(tmp_path / "config.json", {"format_version": 1, "model": config.to_dict()})
-  saved = checkpoint.TrainingCheckpoints(tmp_path, every=1, keep=1)
+  saved = checkpoints.TrainingCheckpoints(tmp_path, every=1, keep=1)
   params = {"llm": {"norm": jnp.zeros(4)}}
   collections = {"ema": {"llm": {"norm": jnp.ones(4)}}, "quantizer": {"codebook": jnp.ones((1, 2))}}
   saved.save(1, State(jnp.int32(1), params, {"mu": jnp.ones(3)}, collections), {})

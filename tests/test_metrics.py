@@ -10,7 +10,7 @@ from vilau_jax import metrics
 
 
 def open_writer(path, **changes):
-  fields = dict(start=0, steps=6, every=2, batch_size=4, unit="rows")
+  fields = dict(start=0, steps=6, every=2)
   return metrics.MetricWriter(path, **(fields | changes))
 
 

@@ -1,8 +1,10 @@
-"""Everything that is written to and read from disk as weights; the only file that imports orbax.
+"""Everything that is written to and read from disk as weights. orbax is imported here and in
+train/checkpoints.py alone.
 
 A model directory holds config.json, params/ (all variables) and the tokenizers. A training workdir
-holds config.json, checkpoints/STEP/{params,opt,collections,config}, which is what is trained, and
-frozen/, which is written once. `load_model` reads both.
+holds config.json, checkpoints/STEP/{params,opt,collections,config,data}, which is what is trained,
+and frozen/, which is written once. `load_model` reads both, and goes round a checkpoint that its
+manifest shows to be damaged.
 """
 
 import dataclasses
@@ -16,10 +18,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from absl import logging
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
+from vilau_jax import manifest
 from vilau_jax.config import VilaUConfig
 from vilau_jax.streaming import StoredArray, Streamed
 
@@ -170,71 +174,14 @@ def tower_id(variables: Mapping[str, Any]) -> str:
   return digest.hexdigest()[:16]
 
 
-class TrainingCheckpoints:
-  """The checkpoints of a workdir: state goes in and out, old ones are dropped by policy."""
-
-  def __init__(self, workdir: _Path, *, every: int, keep: int, keep_every: int = 0):
-    """Opens workdir/checkpoints.
-
-    Args:
-      workdir: the run's directory.
-      every: steps between checkpoints.
-      keep: newest ones kept.
-      keep_every: besides, those whose step is a multiple of it stay; 0 = none.
-    """
-    policies = ocp.checkpoint_managers
-    kept = [policies.LatestN(keep)]
-    if keep_every:
-      kept.append(policies.EveryNSteps(keep_every))
-    self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).absolute() / "checkpoints",
-      options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.FixedIntervalPolicy(every),
-        preservation_policy=policies.AnyPreservationPolicy(kept),
-      ),
-    )
-
-  def latest(self) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return self._manager.latest_step()
-
-  def save(self, step: int, state: Any, config: dict[str, Any], *, force: bool = False) -> None:
-    """Saves `state` (fields params, opt, collections) if it is time to, or if `force` says so."""
-    if step == self.latest() or not (force or self._manager.should_save(step)):
-      return
-    items = {
-      name: ocp.args.StandardSave(getattr(state, name))
-      for name in ("params", "opt", "collections")
-      if jax.tree.leaves(getattr(state, name))
-    }
-    config = ocp.args.JsonSave(config)
-    self._manager.save(step, args=ocp.args.Composite(config=config, **items), force=force)
-
-  def restore(self, step: int, abstract: Any) -> Any:
-    """State of `step`, placed as the shardings of `abstract` (a state of ShapeDtypeStructs) say."""
-    items = {
-      name: ocp.args.StandardRestore(getattr(abstract, name))
-      for name in ("params", "opt", "collections")
-      if jax.tree.leaves(getattr(abstract, name))
-    }
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    return abstract.replace(
-      step=jax.device_put(np.int32(step), abstract.step.sharding),
-      **{name: restored[name] for name in items},
-    )
-
-  def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
-
-
 def save_frozen(workdir: _Path, variables: Mapping[str, Any], identity: str | None) -> None:
   """Writes what stands outside the trained state once; a complete copy is left alone."""
   frozen = epath.Path(workdir) / "frozen"
   if (frozen / "hash.json").exists():
     return
   _write_tree(frozen / "variables", dict(variables))
+  if jax.process_index() == 0:
+    manifest.write(frozen / "variables")
   write_json(frozen / "hash.json", {"tower_id": identity})
 
 
@@ -244,9 +191,20 @@ def frozen_tower_id(workdir: _Path) -> str | None:
 
 
 def load_frozen(workdir: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-  """Reads the part of frozen/ that `abstract` names, placed as its shardings say."""
+  """Reads the part of frozen/ that `abstract` names, placed as its shardings say.
+
+  Raises:
+    ValueError: if a file there is not what was written.
+  """
   want = traverse_util.flatten_dict(dict(abstract))
   where = epath.Path(workdir).absolute() / "frozen" / "variables"
+  if (where / manifest.NAME).exists():
+    part = jax.process_index(), jax.process_count()
+    if wrong := manifest.problems(where, part=part):
+      raise ValueError(
+        "the run's frozen part is damaged:\n  " + "\n  ".join(wrong[:3])
+        + f"\nbring back a copy of {where.parent}, or begin again in another workdir"
+      )  # fmt: skip
   stored = _metadata(where) if want else {}
   return traverse_util.unflatten_dict(_read({k: (where, k, stored[k]) for k in want}, want))
 
@@ -337,12 +295,7 @@ def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[st
   if (path / "frozen" / "hash.json").exists():
     where = path / "frozen" / "variables"
     index |= {key: (where, key, leaf) for key, leaf in _metadata(where).items()}
-  steps = (
-    ocp.utils.checkpoint_steps(path / "checkpoints") if (path / "checkpoints").exists() else []
-  )
-  if not steps:
-    raise FileNotFoundError(f"{path} holds no weights: neither params/ nor a finished checkpoint")
-  step = path / "checkpoints" / str(max(steps))
+  step = _newest_good(path)
   for key, leaf in _metadata(step / "params").items():
     if key[0] not in _TRAINING_ONLY:
       index["params", *key] = (step / "params", key, leaf)
@@ -353,6 +306,24 @@ def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[st
       elif key[0] not in ("ema", *_TRAINING_ONLY):
         index[key] = (step / "collections", key, leaf)
   return index
+
+
+def _newest_good(path: epath.Path) -> epath.Path:
+  """The newest checkpoint whose weights are as they were written; the run itself moves others away
+  when it goes on. One without a manifest is taken as it is."""
+  root, said = path / "checkpoints", []
+  steps = ocp.utils.checkpoint_steps(root) if root.exists() else []
+  for step in sorted(steps, reverse=True):
+    wrong = []
+    if (root / str(step) / manifest.NAME).exists():
+      wrong = manifest.problems(root / str(step), below=("params/", "collections/"), step=step)
+    if not wrong:
+      return root / str(step)
+    said.append(f"checkpoint {step} of {path} is damaged: {'; '.join(wrong[:3])}")
+    logging.error("%s", said[-1])
+  if said:
+    raise ValueError("\n".join(said))
+  raise FileNotFoundError(f"{path} holds no weights: neither params/ nor a finished checkpoint")
 
 
 def _metadata(directory: epath.Path) -> Flat:

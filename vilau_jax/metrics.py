@@ -14,9 +14,24 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vilau_jax.speed import Speed
+
+# What a line of metrics.jsonl says about time; everything else is the same in every run.
+TIMINGS = ("seconds_per_step", "tokens_per_s", "images_per_s", "mfu", "data_wait", "useful",
+           "elapsed", "goodput")  # fmt: skip
+
 
 class NonFiniteError(FloatingPointError):
-  """A loss or gradient is infinite or not a number; says at which step and in which part."""
+  """A loss or gradient is infinite or not a number; says at which step and in which part.
+
+  Attributes:
+    step: 1 = the first.
+    parts: names of what is not finite there.
+  """
+
+  def __init__(self, step: int, parts: list[str], advice: str):
+    super().__init__(f"step {step}: {', '.join(parts)} not finite. {advice}")
+    self.step, self.parts = step, parts
 
 
 def flatten(metrics: dict[str, Any]) -> dict[str, float]:
@@ -35,7 +50,15 @@ class MetricWriter:
   """Collects the metrics of a run and writes their means every `every` steps."""
 
   def __init__(
-    self, workdir: epath.PathLike, *, start: int, steps: int, every: int, batch_size: int, unit: str
+    self,
+    workdir: epath.PathLike,
+    *,
+    start: int,
+    steps: int,
+    every: int,
+    speed: Speed | None = None,
+    skips: int = 0,
+    skipped: int = 0,
   ):
     """Opens the logs of a run that is at step `start`; later lines of an earlier attempt go.
 
@@ -44,20 +67,28 @@ class MetricWriter:
       start: steps already done.
       steps: steps of the whole run.
       every: steps between lines.
-      batch_size: units a step, for the throughput.
-      unit: what a batch counts, "images" or "rows".
+      speed: counts what steps process; None: lines tell no speed.
+      skips: steps that may be left out because they are not finite (metrics "skipped").
+      skipped: steps already left out.
     """
-    self._every, self._steps, self._batch, self._unit = every, steps, batch_size, unit
+    self._every, self._steps, self._speed = every, steps, speed
+    self._skips, self.skipped = skips, skipped
     self._pending: list[tuple[int, dict[str, Any]]] = []
+    self._checked: list[tuple[int, dict[str, float]]] = []
     self._latest: dict[str, float] = {}
-    self._opened = self._marked = time.monotonic()
-    self._marked_step = start
+    self._opened, self._first = time.monotonic(), start + 1
+    self._before = {"useful": 0.0, "elapsed": 0.0}
     self._file = self._board = self._bar = None
     if jax.process_index():
       return
     path = epath.Path(workdir) / "metrics.jsonl"
-    kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-    path.write_text("".join(f"{line}\n" for line in kept))
+    lines = [json.loads(line) for line in _lines(path)]
+    kept = [line for line in lines if line["step"] <= start]
+    self._before["elapsed"] = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
+    self._before["useful"] = kept[-1].get("useful", 0.0) if kept else 0.0
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    partial.replace(path)
     self._file = path.open("a")
     self._board = _board(epath.Path(workdir) / "tensorboard", start)
     self._console = Console()
@@ -65,6 +96,8 @@ class MetricWriter:
       self._bar = _progress(self._console)
       self._task = self._bar.add_task("", total=steps, completed=start, note="compiling")
       self._bar.start()
+    if start:
+      self._say(f"going on from step {start}")
 
   @property
   def latest(self) -> dict[str, float]:
@@ -78,55 +111,75 @@ class MetricWriter:
       NonFiniteError: see `check`.
     """
     self._pending.append((step, metrics))
-    if len(self._pending) == 1 and self._latest == {} and step == self._marked_step + 1:
+    if step == self._first:
       jax.block_until_ready(metrics)  # the first step compiles, and is left out of the speed
-      now = time.monotonic()
-      self._say(f"first step after {now - self._opened:.1f} s")
-      self._marked, self._marked_step = now, step
+      self._say(f"first step after {time.monotonic() - self._opened:.1f} s")
+      if self._speed is not None:
+        self._speed.compiled()
     if step % self._every == 0 or step == self._steps:
       self._write(step)
 
-  def check(self) -> list[dict[str, float]]:
+  def check(self) -> None:
     """Fetches what is pending.
 
     Raises:
-      NonFiniteError: naming the first step and all parts that are not finite there.
+      NonFiniteError: naming the first step and all parts that are not finite there, unless it was
+        left out and may be.
     """
     fetched = [(step, flatten(m)) for step, m in jax.device_get(self._pending)]
-    for step, values in fetched:
+    pending, self._pending = self._pending, []
+    for place, (step, values) in enumerate(fetched):
       bad = [k for k, v in values.items() if not np.isfinite(v)]
-      if bad:
+      if values.get("skipped"):
+        self.skipped += 1
+        self._say(f"step {step} left out: {', '.join(bad)} not finite ({self.skipped} so far)")
+        if self.skipped > self._skips:
+          self._pending = pending[place:]
+          raise NonFiniteError(
+            step, bad, f"{self.skipped} steps were left out, guard.nonfinite_skips allows "
+            f"{self._skips}"
+          )  # fmt: skip
+      elif bad:
+        self._pending = pending[place:]
         raise NonFiniteError(
-          f"step {step}: {', '.join(bad)} not finite. The last checkpoint before it is kept; "
-          "lower optim.peak_lr, raise optim.warmup or look at that step's data"
-        )
-    return [values for _, values in fetched]
+          step, bad, "The last checkpoint before it is kept; lower optim.peak_lr, raise "
+          "optim.warmup or look at that step's data"
+        )  # fmt: skip
+      else:
+        self._checked.append((step, values))
 
   def _write(self, step: int) -> None:
-    fetched = self.check()
-    self._pending = []
-    names = fetched[-1]
-    values = {k: float(np.mean([f[k] for f in fetched])) for k in names}
-    now = time.monotonic()
-    timed = step - self._marked_step
-    seconds = (now - self._marked) / timed if timed > 0 else 0.0
-    self._marked, self._marked_step = now, step
+    self.check()
+    fetched, self._checked = [values for _, values in self._checked], []
+    values = {k: float(np.mean([f[k] for f in fetched])) for k in (fetched[-1] if fetched else ())}
+    if "skipped" in values:
+      values["skipped"] = float(self.skipped)
     self._latest = values
+    timing = self._timing()
     if self._file is None:
       return
-    speed = {"seconds_per_step": seconds} if seconds else {}
-    line = {"step": step, **values, **speed, "elapsed": now - self._opened}
-    self._file.write(json.dumps(line) + "\n")
+    self._file.write(json.dumps({"step": step, **values, **timing}) + "\n")
     self._file.flush()
-    for name, value in (values | speed).items():
+    for name, value in (values | timing).items():
       self._board.add_scalar(name, value, step)
-    self._progress(step, values, seconds)
+    self._progress(step, values, timing)
 
-  def _progress(self, step: int, values: dict[str, float], seconds: float) -> None:
-    losses = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in values.items() if _shown(k)]
-    note = "  ".join(losses)
+  def _timing(self) -> dict[str, float]:
+    """Speed since the last line; useful and elapsed seconds of all attempts, and their ratio."""
+    speed = self._speed
+    if speed is None:
+      return {"elapsed": self._before["elapsed"] + time.monotonic() - self._opened}
+    measured = speed.measured()
+    useful = self._before["useful"] + speed.useful
+    elapsed = self._before["elapsed"] + speed.elapsed
+    return measured | {"useful": useful, "elapsed": elapsed, "goodput": useful / elapsed}
+
+  def _progress(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
+    note = "  ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in values.items() if _shown(k))
+    seconds = timing.get("seconds_per_step")
     if seconds:
-      note += f"  {self._batch / seconds:.0f} {self._unit}/s"
+      note += f"  {seconds:.3g} s/step"
+      note += "".join(f"  {text.format(timing[k])}" for k, text in _SPEEDS.items() if k in timing)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, note=note)
       return
@@ -149,6 +202,12 @@ class MetricWriter:
     if self._file is not None:
       self._file.close()
       self._board.close()
+
+
+_SPEEDS = {
+  "tokens_per_s": "{:.0f} tokens/s", "images_per_s": "{:.1f} images/s", "mfu": "MFU {:.1%}",
+  "data_wait": "data wait {:.1%}", "goodput": "goodput {:.1%}",
+}  # fmt: skip
 
 
 def _shown(name: str) -> bool:

@@ -95,6 +95,39 @@ def test_a_step_is_a_pure_function_of_its_number(root):
   assert any((other[name] != batches[0][name]).any() for name in other)
 
 
+def test_an_anchor_finds_the_same_rows_without_counting(root, monkeypatch):
+  plain, anchored = dataset(root), dataset(root, anchor=pipeline.START)
+  anchors = []
+  for step in range(12):
+    batch = anchored[step]
+    anchors.append(tuple(int(x) for x in batch.pop("anchor")))
+    same(batch, plain[step])
+  assert anchors[0] == (0, 0) and anchors[11][0] >= 2
+  planned = []
+  plan = pipeline.PackedRows._plan_window
+  monkeypatch.setattr(
+    pipeline.PackedRows, "_plan_window", lambda self, w: planned.append(w) or plan(self, w)
+  )
+  for anchor in (anchors[11], anchors[10]):
+    resumed = dataset(root, anchor=anchor, process_index=1, process_count=2)
+    batch = resumed[11]
+    assert tuple(batch.pop("anchor")) == anchors[11]
+    same(batch, {name: value[2:] for name, value in plain[11].items()})
+  assert min(planned) >= anchors[10][0] > 0  # windows before the anchor were not looked at
+  assert tuple(dataset(root, anchor=anchors[11])[0]["anchor"]) == (0, 0)  # nor is it in the way
+
+
+def test_the_records_of_a_batch_are_named(root):
+  data, row = config(root), dict(batch_size=4, seed=3)
+  for anchor in (pipeline.START, tuple(dataset(root, anchor=(0, 0))[11]["anchor"])):
+    rows = pipeline.lm_records(data, SETTINGS, TOKENIZER, 3, **row, step=11, anchor=anchor)
+    counts = [len(r) for r in rows]
+    assert counts == dataset(root)[11]["segment_ids"].max(1).tolist()
+    assert {r["id"] for row in rows for r in row} <= {f"pictures{i}" for i in range(40)} | {
+      f"videos{i}" for i in range(12)
+    }
+
+
 def test_processes_share_a_batch(root):
   whole = dataset(root)
   parts = [dataset(root, process_index=p, process_count=2) for p in range(2)]
@@ -161,3 +194,20 @@ def test_bad_input_is_refused(root, tmp_path):
   data.mixture = (dict(path=str(tmp_path / "plain"), form="t2i", weight=1.0),)
   with pytest.raises(ValueError, match=r"plain.*no codes: run `vilau tokenize`"):
     dataset(root, data=data)
+
+
+def test_samples_are_measured_once(root, tmp_path, monkeypatch):
+  want = dataset(root, cache=tmp_path)[5]
+  kept = sorted(tmp_path.iterdir())
+  assert len(kept) == 3  # one a source: its records, form, settings and tokenizer
+  looked = []
+  monkeypatch.setattr(pipeline.sequence, "largest", lambda *a: looked.append(a) or (1, 0, 0))
+  same(dataset(root, cache=tmp_path)[5], want)
+  assert not looked
+  dataset(root, cache=tmp_path, settings=forms.SequenceSettings(system_prompt="", frames=2))
+  assert looked and len(list(tmp_path.iterdir())) == 6
+  monkeypatch.undo()
+  whole = kept[0].read_bytes()
+  kept[0].write_bytes(whole[:-9])  # damaged: looked at again, and mended
+  same(dataset(root, cache=tmp_path)[5], want)
+  assert len(kept[0].read_bytes()) == len(whole)

@@ -43,6 +43,7 @@ def command(config, workdir, *more):
     (["--config={q}", "--workdir={w}", "--config.data.root=/nowhere"], "no records at /nowhere"),
     (["--config={q}", "--workdir={w}", "--config.model.preset=quikstart"], "did you mean 'quickst"),
     (["again", "--config={q}", "--workdir={w}"], "unexpected"),
+    (["--config={q}", "--workdir={w}", "--config.guard.hang=1"], 'Did you mean "hang_after"'),
   ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments, message, tmp_path):
@@ -91,7 +92,9 @@ def test_a_killed_run_goes_on_exactly(experiment, tmp_path):
     process = start(config, tmp_path / "cut", environment)
     wait_for(tmp_path / "cut" / "metrics.jsonl", log, process)
     process.send_signal(number)
-    assert process.wait() != 0, process.stdout.read()
+    code, said = process.wait(), process.stdout.read()
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL), said
+    assert ("preempted (SIGTERM), stopped and saved" in said) == (number == signal.SIGTERM)
   last = start(config, tmp_path / "cut", environment)
   assert last.wait() == 0, last.stdout.read()
   runs = [tmp_path / "whole", tmp_path / "cut"]

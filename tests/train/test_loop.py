@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
-from vilau_jax.metrics import NonFiniteError
+from vilau_jax.metrics import TIMINGS, NonFiniteError
 from vilau_jax.train import loop
 
 
-def train(config, workdir):
+def train(config, workdir, profile=None):
   """On one device where the mesh is left alone, else on all eight."""
   alone = config.mesh.data == -1
-  return loop.train(config, workdir, devices=jax.devices()[:1] if alone else None)
+  return loop.train(config, workdir, profile, devices=jax.devices()[:1] if alone else None)
 
 
 STEPS = 24  # enough for a signal to arrive in the middle
@@ -37,7 +37,7 @@ def tower_run(root):
   """A finished tower run: (config, workdir)."""
   config, workdir = experiments.tower_run(root), root / "tower"
   config.steps, config.ckpt.every, config.log.samples_every = STEPS, 8, 12
-  train(config, workdir)
+  train(config, workdir, profile=(STEPS - 2, STEPS + 9))
   return config, workdir
 
 
@@ -56,7 +56,7 @@ def lines(workdir):
 
 
 def kept(line):
-  return {k: v for k, v in line.items() if k not in ("elapsed", "seconds_per_step")}
+  return {k: v for k, v in line.items() if k not in TIMINGS}
 
 
 def interrupted(config, workdir, after):
@@ -87,6 +87,11 @@ def test_a_tower_run_leaves_a_model_logs_and_samples(tower_run):
   assert {"loss", "loss_contrastive", "perplexity/3", "restarted/1", "psnr"} <= set(
     lines(workdir)[0]
   )
+  assert {"usage/3", "seconds_per_step", "images_per_s", "data_wait", "goodput"} <= set(
+    lines(workdir)[-1]
+  )
+  (trace,) = (workdir / "profile").rglob("*.xplane.pb")  # written though the run ended inside
+  assert trace.stat().st_size > 10_000 and b"train" in trace.read_bytes()
   assert sorted(p.name for p in (workdir / "samples").iterdir()) == ["000012.png", "000024.png"]
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["16", "24"]
 
@@ -254,7 +259,12 @@ def test_what_is_not_finite_stops_the_run_before_the_next_checkpoint(tower_run, 
   config.optim.update(dict(peak_lr=1e30, clip=0.0))
   config.log.update(dict(every=100, samples_every=0))
   config.ckpt.every = 1
-  with pytest.raises(NonFiniteError, match=r"step \d: .*loss.* not finite"):
+  with pytest.raises(NonFiniteError, match=r"step \d: .*loss.* not finite") as caught:
     train(config, tmp_path / "run")
+  told = json.loads((tmp_path / "run" / f"nonfinite-{caught.value.step}.json").read_text())
+  assert told["step"] == caught.value.step and "loss" in told["parts"]
+  assert len(told["rows"]) == config.batch_size
+  assert all(set(r) == {"path", "number", "id"} for row in told["rows"] for r in row)
+  assert str(tmp_path) in caught.value.__notes__[0]
   for leaf in jax.tree.leaves(checkpoint.load_model(tmp_path / "run").variables["quantizer"]):
     assert np.isfinite(leaf).all()

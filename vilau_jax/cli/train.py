@@ -5,8 +5,13 @@ vilau train --config=configs/quickstart_tower.py --workdir=runs/tower
 vilau train --config=.. --workdir=.. --config.optim.peak_lr=1e-3 --config.mesh.fsdp=8
     changes any field of the config
 
-Ctrl-C or SIGTERM saves and stops; the same command goes on from there.
+Ctrl-C or SIGTERM saves and stops; the same command goes on from there. Exit codes: 0 finished or
+stopped by SIGTERM (--preempted_exit changes that), 1 failed, 2 bad input, 75 a peer hangs,
+130 stopped by Ctrl-C.
 """
+
+import signal
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,6 +35,13 @@ _DISTRIBUTED = flags.DEFINE_string(
   "several processes: auto (TPU pods, Slurm, GKE) or HOST:PORT,INDEX,COUNT",
   allow_override=True,
 )
+_PREEMPTED = flags.DEFINE_integer(
+  "preempted_exit",
+  0,
+  "exit code when SIGTERM stopped the run before its end; not 0 for scripts that go on with what "
+  "it trains",
+  allow_override=True,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -43,16 +55,23 @@ def main(argv: list[str]) -> int:
   if _DISTRIBUTED.value:
     _join(_DISTRIBUTED.value)
   from vilau_jax.metrics import NonFiniteError
+  from vilau_jax.train.checkpoints import CheckpointError
   from vilau_jax.train.loop import train
 
   try:
     result = train(config, _WORKDIR.value, profile=span)
-  except NonFiniteError as error:
-    print(f"vilau: training stopped: {error}")
+  except (NonFiniteError, CheckpointError) as error:
+    said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    print(f"vilau: training stopped: {said}", file=sys.stderr)
     return 1
-  done = "finished" if result["finished"] else "stopped; the same command goes on"
+  done, code = "finished", 0
+  if not result["finished"]:
+    done = "stopped and saved; the same command goes on"
+    code = 130 if result["signal"] == signal.SIGINT else _PREEMPTED.value
+    if result["signal"] == signal.SIGTERM:
+      done = f"preempted (SIGTERM), {done}"
   print(f"{_WORKDIR.value}: {done} at step {result['step']}, {result['seconds']:.1f} s")
-  return 0 if result["finished"] else 1
+  return code
 
 
 def _config() -> ConfigDict:

@@ -6,9 +6,10 @@ from typing import Any
 
 import grain
 import numpy as np
+from etils import epath
 
-from vilau_jax.data import media
-from vilau_jax.data.pipeline import mixture, steps
+from vilau_jax.data import media, scanned
+from vilau_jax.data.pipeline import mixture, named, steps
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import TowerTokenizer
 
@@ -24,6 +25,7 @@ def tower_dataset(
   seed: int,
   process_index: int | None = None,
   process_count: int | None = None,
+  cache: epath.PathLike | None = None,
 ) -> grain.MapDataset:
   """Pictures with captions for the vision tower.
 
@@ -32,6 +34,7 @@ def tower_dataset(
       "mix" (half of them random squares); `cache`, keep decoded pictures in memory, up to 1 GiB
       (default True).
     tokenizer: of the tower's text encoder; None leaves out the texts.
+    cache: directory that remembers which records were looked through; None remembers nothing.
 
   Returns:
     element i: image uint8 [b,S,S,3]; text int32 [b,length]; caption_id int32 [b], equal for equal
@@ -44,10 +47,10 @@ def tower_dataset(
   if augment not in ("none", "mix"):
     raise ValueError(f"data.augment must be 'none' or 'mix', got {augment!r}")
   entries = data["mixture"]
-  cache = PictureCache(image_size, CACHE_BYTES if data.get("cache", True) else 0)
+  decoded = PictureCache(image_size, CACHE_BYTES if data.get("cache", True) else 0)
   sources = [Records(entry["path"]) for entry in entries]
   for source in sources:
-    _check_pictures(source, captions=tokenizer is not None)
+    _check_pictures(source, captions=tokenizer is not None, cache=cache)
   stream = mixture([range(len(s)) for s in sources], [e["weight"] for e in entries], seed)
 
   def sample(index: int) -> dict[str, np.ndarray]:
@@ -59,7 +62,7 @@ def tower_dataset(
     if augment == "mix":
       image = media.random_square(pictures[place], image_size, rng)
     else:
-      image = cache.get((which, number, place), pictures[place])
+      image = decoded.get((which, number, place), pictures[place])
     out = {"image": image}
     if tokenizer is not None:
       out["text"] = tokenizer.encode(record["caption"])
@@ -67,6 +70,17 @@ def tower_dataset(
     return out
 
   return steps(sample, batch_size, process_index, process_count)
+
+
+def tower_records(
+  data: Mapping[str, Any], *, batch_size: int, seed: int, step: int
+) -> list[list[dict[str, Any]]]:
+  """Which records one batch of tower_dataset holds: path, number and id of each, row by row."""
+  sources = [Records(entry["path"]) for entry in data["mixture"]]
+  weights = [entry["weight"] for entry in data["mixture"]]
+  stream = mixture([range(len(s)) for s in sources], weights, seed)
+  visits = (stream[i] for i in range(step * batch_size, (step + 1) * batch_size))
+  return [[named(sources[which], number)] for which, number in visits]
 
 
 class PictureCache:
@@ -86,9 +100,13 @@ class PictureCache:
     return image
 
 
-def _check_pictures(records: Records, *, captions: bool) -> None:
+def _check_pictures(records: Records, *, captions: bool, cache: epath.PathLike | None) -> None:
+  facts = ["pictures", captions]
+  if scanned.load(cache, records, facts) is not None:
+    return
   for record in records:
     if not (record.get("images") or record.get("frames")):
       raise ValueError(f"{records.path}: record {record.get('id')!r} has no pictures")
     if captions and not record.get("caption", "").strip():
       raise ValueError(f"{records.path}: record {record.get('id')!r} has an empty caption")
+  scanned.save(cache, records, facts, np.ones(len(records), bool))

@@ -6,12 +6,15 @@ the number of processes nor that of reading threads changes what is trained on.
 
 Language model: the mixture is an endless stream of samples; every `window` of them is planned into
 rows by first fit (data/packing.py), and the rows of a window come in a drawn order. Finding row g
-means counting the rows of earlier windows, which is done once, on demand, from the samples' sizes:
-about 80 microseconds a sample, so a run resumed after 100,000 samples thinks for eight seconds.
+means counting the rows of earlier windows, which is done once, on demand, from the samples' sizes,
+about 80 microseconds a sample. A run that goes on is spared that: each of its batches says in which
+window it began and how many rows came before it (an anchor), and a checkpoint keeps that.
 """
 
 import bisect
+import dataclasses
 import functools
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,12 +23,15 @@ import grain
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
-from vilau_jax.data import forms, packing, sequence
+from vilau_jax.data import forms, packing, scanned, sequence
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer
 
 ENDLESS = 2**40
+Anchor = tuple[int, int]  # a window of the mixture, and how many rows the windows before it gave
+START: Anchor = (0, 0)
 LIGHT_RECORDS = 200_000  # data sets up to this size keep their records' texts in memory
 HEAVY = ("images", "frames", "codes", "codes_crop", "scene")
 
@@ -41,6 +47,8 @@ def lm_dataset(
   tower_id: str | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
+  anchor: Anchor | None = None,
+  cache: epath.PathLike | None = None,
 ) -> grain.MapDataset:
   """Packed rows for the language model.
 
@@ -52,9 +60,13 @@ def lm_dataset(
     batch_size: rows of all processes together.
     tower_id: of the model's tower; records with codes of another one are refused.
     process_index, process_count: those of JAX when None.
+    anchor: (window, rows before it), as a batch said it: rows from there on are found without
+      counting. It changes no row. None: batches carry no anchor.
+    cache: directory where the sizes of all samples are kept for the next time; None keeps none.
 
   Returns:
-    element i: the arrays of packing.pack with a leading axis of batch_size / process_count.
+    element i: the arrays of packing.pack with a leading axis of batch_size / process_count, and
+    with an anchor "anchor" int64 [2], that of the batch.
 
   Raises:
     ValueError: for records without codes or with those of another tower, a form that the records
@@ -63,12 +75,56 @@ def lm_dataset(
   row = data["row"]
   shape = packing.RowShape(row["length"], row["slots"], row["targets"], quantizer_depth)
   sources = [
-    Source(entry["path"], entry["form"], tokenizer, settings, shape, tower_id)
+    Source(entry["path"], entry["form"], tokenizer, settings, shape, tower_id, cache)
     for entry in data["mixture"]
   ]
   stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
-  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed)
-  return steps(rows.__getitem__, batch_size, process_index, process_count)
+  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed, anchor or START)
+  dataset = steps(rows.__getitem__, batch_size, process_index, process_count)
+  if anchor is None:
+    return dataset
+  return grain.MapDataset.range(ENDLESS).map(
+    lambda step: dataset[step] | {"anchor": np.array(rows.anchor(step * batch_size))}
+  )
+
+
+def lm_records(
+  data: Mapping[str, Any],
+  settings: forms.SequenceSettings,
+  tokenizer: Tokenizer,
+  quantizer_depth: int,
+  *,
+  batch_size: int,
+  seed: int,
+  step: int,
+  anchor: Anchor = START,
+  tower_id: str | None = None,
+  cache: epath.PathLike | None = None,
+) -> list[list[dict[str, Any]]]:
+  """Which records make the rows of one batch: path, number and id of each, row by row.
+
+  Args are those of lm_dataset.
+  """
+  row = data["row"]
+  shape = packing.RowShape(row["length"], row["slots"], row["targets"], quantizer_depth)
+  sources = [
+    Source(e["path"], e["form"], tokenizer, settings, shape, tower_id, cache)
+    for e in data["mixture"]
+  ]
+  stream = mixture([s.usable for s in sources], [e["weight"] for e in data["mixture"]], seed)
+  rows = PackedRows(sources, stream, shape, int(row.get("window", 512)), seed, anchor)
+  first = step * batch_size
+  return [
+    [named(sources[which].records, number) for which, number in map(stream.__getitem__, positions)]
+    for positions in map(rows.positions, range(first, first + batch_size))
+  ]
+
+
+def named(records: Records, number: int) -> dict[str, Any]:
+  """How a record is called in messages."""
+  return {
+    "path": str(records.path), "number": int(number), "id": records[int(number)].get("id")
+  }  # fmt: skip
 
 
 def mixture(
@@ -114,20 +170,22 @@ class Source:
     settings: forms.SequenceSettings,
     shape: packing.RowShape,
     tower_id: str | None,
+    cache: epath.PathLike | None = None,
   ):
     if form not in forms.FORMS:
       raise ValueError(f"data.mixture: unknown form {form!r} of {path}; known: {forms.FORMS}")
     self.records, self.form = Records(path), form
     self.tokenizer, self.settings = tokenizer, settings
     self.random = settings.is_random(form)
-    self._light: list[dict[str, Any]] | None = [] if len(self.records) <= LIGHT_RECORDS else None
-    sizes = np.zeros((len(self.records), 3), np.int32)
-    for number, record in enumerate(self.records):
-      _check_tower(record, tower_id, self.records.path)
-      light = _light(record)
-      sizes[number] = self._located(sequence.largest, light)
-      if self._light is not None:
-        self._light.append(light)
+    self._light: dict[int, dict[str, Any]] = {}
+    facts = [form, dataclasses.asdict(settings), tower_id, _hash(tokenizer.path)]
+    sizes = scanned.load(cache, self.records, facts)
+    if sizes is None:
+      sizes = np.zeros((len(self.records), 3), np.int32)
+      for number, record in enumerate(self.records):
+        _check_tower(record, tower_id, self.records.path)
+        sizes[number] = self._located(sequence.largest, self._keep(number, record))
+      scanned.save(cache, self.records, facts, sizes)
     good = packing.fits(sizes, shape)
     self.sizes = sizes
     self.usable = np.flatnonzero(good)
@@ -149,8 +207,14 @@ class Source:
     """(tokens, slots, targets) of a visit."""
     if not self.random:
       return self.sizes[number]
-    light = self._light[number] if self._light is not None else _light(self.records[number])
+    light = self._light.get(number) or self._keep(number, self.records[number])
     return np.array(sequence.measure(light, self.form, self.tokenizer, self.settings, rng()))
+
+  def _keep(self, number: int, record: dict[str, Any]) -> dict[str, Any]:
+    light = _light(record)
+    if len(self.records) <= LIGHT_RECORDS:
+      self._light[number] = light
+    return light
 
   def sample(self, number: int, rng: np.random.Generator) -> sequence.Sequence:
     """The sequence of a visit."""
@@ -173,13 +237,15 @@ class PackedRows:
     shape: packing.RowShape,
     window: int,
     seed: int,
+    anchor: Anchor = START,
   ):
     if window < 1:
       raise ValueError(f"data.row.window must be at least 1, got {window}")
     self.sources, self.stream, self.shape = sources, stream, shape
     self.window, self.seed = window, seed
     self.branches = any(source.settings.independent_turns for source in sources)
-    self._starts = [0]  # number of rows before each window that was counted
+    # Number of rows before each window that was counted; the first of them is window self._first.
+    self._first, self._starts = anchor[0], [anchor[1]]
     self._lock = threading.Lock()
     self._plan = functools.lru_cache(maxsize=8)(self._plan_window)
 
@@ -189,11 +255,19 @@ class PackedRows:
 
   def positions(self, index: int) -> list[int]:
     """Where in the stream the samples of row `index` stand."""
+    window, before = self.anchor(index)
+    return self._plan(window)[index - before]
+
+  def anchor(self, index: int) -> Anchor:
+    """The window that row `index` is in, and the number of rows before that window."""
     with self._lock:
+      if index < self._starts[0]:
+        self._first, self._starts = START[0], [START[1]]
       while self._starts[-1] <= index:
-        self._starts.append(self._starts[-1] + len(self._plan(len(self._starts) - 1)))
-      window = bisect.bisect_right(self._starts, index) - 1
-      return self._plan(window)[index - self._starts[window]]
+        window = self._first + len(self._starts) - 1
+        self._starts.append(self._starts[-1] + len(self._plan(window)))
+      place = bisect.bisect_right(self._starts, index) - 1
+      return self._first + place, self._starts[place]
 
   def _plan_window(self, window: int) -> list[list[int]]:
     first = window * self.window
@@ -232,6 +306,10 @@ def steps(
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
   return grain.MapDataset.range(ENDLESS).map(batch)
+
+
+def _hash(file: epath.PathLike) -> str:
+  return hashlib.sha256(epath.Path(file).read_bytes()).hexdigest()
 
 
 def _light(record: Mapping[str, Any]) -> dict[str, Any]:

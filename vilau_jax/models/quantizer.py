@@ -172,9 +172,10 @@ def _update(
   return updated, restarts
 
 
-def _perplexity(codes: jax.Array, entries: int) -> jax.Array:
+def _usage(codes: jax.Array, entries: int) -> tuple[jax.Array, jax.Array]:
+  """Perplexity of the codes, and the share of the entries that occurs."""
   share = jax.ops.segment_sum(jnp.full(codes.shape, 1 / codes.size, jnp.float32), codes, entries)
-  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))), jnp.mean(share > 0)
 
 
 def train_quantize(
@@ -199,8 +200,9 @@ def train_quantize(
 
   Returns:
     The quantised features, the new state, and metrics by depth [R]: "perplexity" of the codes,
-    "restarted" codes (all at index 0 for a shared table updated once), "residual_norm" (mean
-    distance of the features to the sum of codewords so far).
+    "usage" (share of the entries that occurs in the batch), "restarted" codes (all at index 0 for a
+    shared table updated once), "residual_norm" (mean distance of the features to the sum of
+    codewords so far).
   """
   if config.restart and key is None and draws is None:
     raise ValueError("training a quantiser with restart needs a key")
@@ -237,8 +239,10 @@ def train_quantize(
     restarted = [restarts] + [jnp.zeros_like(restarts)] * (config.depth - 1)
   new_state = {k: jnp.stack([t[k] for t in tables]) for k in original}
   residuals = [*residuals[1:], residual]
+  perplexity, usage = zip(*[_usage(c, config.entries) for c in codes])
   metrics = {
-    "perplexity": jnp.stack([_perplexity(c, config.entries) for c in codes]),
+    "perplexity": jnp.stack(perplexity),
+    "usage": jnp.stack(usage),
     "restarted": jnp.stack(restarted),
     "residual_norm": jnp.stack([jnp.linalg.norm(r, axis=-1).mean() for r in residuals]),
   }

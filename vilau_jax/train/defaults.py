@@ -22,7 +22,12 @@ def _shared() -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1)
   # every, keep: in steps and number of checkpoints; keep_every: multiples of it stay for good.
   c.ckpt = dict(every=500, keep=2, keep_every=0)
-  c.log = dict(every=50, samples_every=1000)
+  c.log = dict(every=50, samples_every=1000, peak_flops=0.0)  # peak_flops: of a device that
+  # plan/chips.py does not know, for MFU
+  c.guard = dict(
+    nonfinite_skips=0,  # steps with a loss or gradient that is not finite to leave out; then stop
+    hang_after=1800.0,  # seconds without progress until a process gives up; 0 = never
+  )
   # Component ("whole", "tower", "siglip", "decoder", "llm", ...) -> directory of a model.
   c.init_from = dict()
   c.runs = ""  # directory of sibling runs, for configs that build on each other

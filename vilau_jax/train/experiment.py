@@ -21,11 +21,11 @@ from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.records import Records
 from vilau_jax.data.tokenizer import Tokenizer, TowerTokenizer, train_tokenizer
 from vilau_jax.models import quantizer
-from vilau_jax.train import defaults
+from vilau_jax.train import defaults, lock
 
 # Keys that may differ when a workdir is opened again: how long, how often, on what and from where.
-CHANGEABLE = ("steps", "log", "ckpt", "mesh", "runs", "data.root", "data.codes", "data.threads",
-              "data.workers")  # fmt: skip
+CHANGEABLE = ("steps", "log", "ckpt", "guard", "mesh", "runs", "data.root", "data.codes",
+              "data.threads", "data.workers")  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -48,12 +48,18 @@ class Experiment:
   tower_id: str | None
   tokenizer: Tokenizer | TowerTokenizer | None
 
-  def dataset(self, index: int, count: int, batch_size: int = 0) -> grain.MapDataset:
-    """Element i is part `index` of `count` of step i's batch (of another size where given)."""
+  def dataset(
+    self, index: int, count: int, batch_size: int = 0, anchor: pipeline.Anchor | None = None
+  ) -> grain.MapDataset:
+    """Element i is part `index` of `count` of step i's batch (of another size where given).
+
+    Stage "lm" with an anchor: see pipeline.lm_dataset.
+    """
     c = self.config
     common = dict(
-      batch_size=batch_size or c.batch_size, seed=c.seed, process_index=index, process_count=count
-    )
+      batch_size=batch_size or c.batch_size, seed=c.seed, process_index=index, process_count=count,
+      cache=self.workdir / "scanned",
+    )  # fmt: skip
     if c.stage == "tower":
       side = self.model.tower.image_size
       return pictures.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
@@ -63,8 +69,20 @@ class Experiment:
       self.tokenizer,
       self.model.tower.quantizer.depth,
       tower_id=self.tower_id,
+      anchor=anchor,
       **common,
     )
+
+  def records(self, step: int, anchor: pipeline.Anchor) -> list[list[dict[str, Any]]]:
+    """Which records make the batch of `step`, by row: path, number and id of each."""
+    c, common = self.config, dict(batch_size=self.config.batch_size, seed=self.config.seed)
+    if c.stage == "tower":
+      return pictures.tower_records(data_of(c), step=step, **common)
+    depth = self.model.tower.quantizer.depth
+    return pipeline.lm_records(
+      data_of(c), self.settings, self.tokenizer, depth, step=step, anchor=anchor,
+      tower_id=self.tower_id, cache=self.workdir / "scanned", **common,
+    )  # fmt: skip
 
   @property
   def settings(self) -> SequenceSettings:
@@ -73,20 +91,35 @@ class Experiment:
     return SequenceSettings.from_model(self.model, **{n: self.config.data[n] for n in names})
 
 
+def check(config: ConfigDict, workdir: epath.PathLike) -> bool:
+  """Whether the run in `workdir` has started; checks that it is this experiment, writes nothing.
+
+  Raises:
+    ValueError: if the workdir belongs to another experiment or to something else.
+  """
+  defaults.check(config)
+  workdir = epath.Path(workdir)
+  if (workdir / "config.json").exists():
+    check_same(checkpoint.read_config(workdir), config, workdir)
+    return True
+  if workdir.exists() and any(not _ours(p.name) for p in workdir.iterdir()):
+    raise ValueError(f"workdir {workdir} is neither empty nor a run (it has no config.json)")
+  return False
+
+
+def _ours(name: str) -> bool:
+  """What a run that was killed before it wrote config.json may leave."""
+  return ".model" in name or name in (lock.NAME, "config.json.partial")
+
+
 def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
   """Opens or starts the run in `workdir`; writes config.json and the tokenizers when it starts.
 
   Raises:
-    ValueError: if the workdir belongs to another experiment, something needed is not given, or
-      parts do not fit together.
+    ValueError: see check; also if something needed is not given, or parts do not fit together.
   """
-  defaults.check(config)
+  started = check(config, workdir)
   workdir = epath.Path(workdir)
-  started = (workdir / "config.json").exists()
-  if started:
-    check_same(checkpoint.read_config(workdir), config, workdir)
-  elif workdir.exists() and any(".model" not in p.name for p in workdir.iterdir()):
-    raise ValueError(f"workdir {workdir} is neither empty nor a run (it has no config.json)")
   workdir.mkdir(parents=True, exist_ok=True)
   make = _tower_experiment if config.stage == "tower" else _lm_experiment
   return make(config, workdir, started)

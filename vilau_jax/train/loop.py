@@ -6,8 +6,6 @@ anywhere goes on exactly as if nothing had happened.
 """
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,18 +13,19 @@ from typing import Any
 import flax.linen as nn
 import grain
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint, sharding
-from vilau_jax.metrics import MetricWriter
+from vilau_jax.data import pipeline
+from vilau_jax.metrics import MetricWriter, NonFiniteError
 from vilau_jax.models import perceptual
+from vilau_jax.speed import Speed
 from vilau_jax.train import experiment as experiments
-from vilau_jax.train import initial, optim, samples
+from vilau_jax.train import guard, initial, lock, optim, samples
+from vilau_jax.train.checkpoints import TrainingCheckpoints
 from vilau_jax.train.experiment import Experiment
 from vilau_jax.train.lm import LmStage
 from vilau_jax.train.optim import State, Tree
@@ -50,48 +49,85 @@ def train(
     devices: to train on; None takes all of the job.
 
   Returns:
-    {"step", "finished", "seconds" (of this call), "metrics" (last written)}.
+    {"step", "finished", "signal" (that stopped it, or None), "seconds" (of this call), "metrics"
+    (last written)}.
 
   Raises:
-    ValueError: for a config, a workdir or data that cannot be right.
-    NonFiniteError: when a loss stops being finite; the last checkpoint is from before.
+    ValueError: for a config, a workdir or data that cannot be right, or a workdir in use.
+    NonFiniteError: when a loss stops being finite; the last checkpoint is from before, and
+      nonfinite-STEP.json names the records of the batch.
   """
   began = time.monotonic()
-  run = experiments.resolve(config, workdir)
-  mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
-  with jax.set_mesh(mesh), _stop_signals() as stopping, contextlib.ExitStack() as closing:
-    saved = checkpoint.TrainingCheckpoints(run.workdir, **config.ckpt.to_dict())
-    closing.callback(saved.close)
-    stage = STAGES[config.stage](config, run.model)
-    state, frozen = prepare(stage, run, saved, mesh)
-    step_fn = compiled_step(stage, state)
-    key, start = jax.random.key(config.seed), int(state.step)
-    writer = _writer(run, start)
-    closing.callback(writer.close)
-    batches = _batches(run, mesh, start)
-    draw = samples.drawer(run, stage, mesh) if config.log.samples_every else None
-    for step in range(start, config.steps):
-      _profile(run.workdir, profile, step)
-      with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        state, metrics = step_fn(state, frozen, next(batches), key)
-      done = step + 1
-      writer.add(done, metrics)
-      stop = _stopped(stopping, done)
-      if stop or done == config.steps or done % config.ckpt.every == 0:
-        writer.check()  # a checkpoint never holds what is not finite
-        saved.save(done, state, {"tower_id": run.tower_id}, force=stop or done == config.steps)
-      if draw and (done % config.log.samples_every == 0 or done == config.steps):
-        writer.image("samples", done, draw(state, frozen, done))
-      if stop:
-        logging.warning("stopped at step %d; run the same command to go on", done)
-        break
-    finished = int(state.step)
-    result = {"step": finished, "finished": finished >= config.steps, "metrics": writer.latest}
+  experiments.check(config, workdir)
+  workdir = epath.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as closing:
+    closing.enter_context(lock.only_run(workdir))
+    run = experiments.resolve(config, workdir)
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
+    closing.enter_context(jax.set_mesh(mesh))
+    stopping = closing.enter_context(guard.stop_signals())
+    result = _run(run, mesh, stopping, profile, closing)
   return result | {"seconds": time.monotonic() - began}
 
 
+def _run(
+  run: Experiment,
+  mesh: jax.sharding.Mesh,
+  stopping: guard.Stopping,
+  profile: tuple[int, int] | None,
+  closing: contextlib.ExitStack,
+) -> dict[str, Any]:
+  config = run.config
+  saved = TrainingCheckpoints(run.workdir, **config.ckpt.to_dict())
+  closing.callback(saved.close)
+  stage = STAGES[config.stage](config, run.model)
+  state, frozen = prepare(stage, run, saved, mesh)
+  skips = config.guard.nonfinite_skips
+  step_fn = compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
+  key, start = jax.random.key(config.seed), int(state.step)
+  position = saved.position(start) if start else {}
+  batches = Batches(run, mesh, start, position)
+  writer = _writer(run, start, batches.speed, position)
+  closing.callback(writer.close)
+  dog = guard.Watchdog(config.guard.hang_after)
+  closing.callback(dog.close)
+  closing.callback(_end_profile)
+  draw = samples.drawer(run, stage, mesh) if config.log.samples_every else None
+  for step in range(start, config.steps):
+    _profile(run.workdir, profile, step)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+      batch = next(batches)
+      state, metrics = step_fn(state, frozen, batch, key)
+    done = step + 1
+    with _batch_named(run, batches):
+      writer.add(done, metrics)
+      dog.at(f"step {done + 1}")
+      stop = stopping.at(done)
+      if stop or done == config.steps or done % config.ckpt.every == 0:
+        writer.check()  # a checkpoint never holds what is not finite
+        with batches.speed.away():
+          dog.at(f"the checkpoint of step {done}")
+          place = batches.position(done) | {"skipped": writer.skipped}
+          saved.save(
+            done, state, {"tower_id": run.tower_id}, place, force=stop or done == config.steps
+          )
+    if draw and (done % config.log.samples_every == 0 or done == config.steps):
+      dog.pause()
+      with batches.speed.away():
+        writer.image("samples", done, draw(state, frozen, done))
+    if stop:
+      logging.warning("stopped at step %d; run the same command to go on", done)
+      break
+    dog.at(f"data and step {done + 1}")
+  dog.pause()
+  finished = int(state.step)
+  result = {"step": finished, "finished": finished >= config.steps, "metrics": writer.latest}
+  return result | {"signal": stopping.signal}
+
+
 def prepare(
-  stage: Any, run: Experiment, saved: checkpoint.TrainingCheckpoints, mesh: jax.sharding.Mesh
+  stage: Any, run: Experiment, saved: TrainingCheckpoints, mesh: jax.sharding.Mesh
 ) -> tuple[State, Tree]:
   """State and frozen variables on the mesh: from the newest checkpoint, or random ones with what
   init_from names."""
@@ -103,7 +139,7 @@ def prepare(
     _unboxed(boxed),
     placed,
   )
-  last = saved.latest()
+  last = saved.newest_good()
   if last is None:
     state, frozen = jax.jit(lambda k: nn.unbox(stage.init(k)), out_shardings=placed)(key)
     state, frozen = _initialise(run, abstract, state, frozen)
@@ -178,12 +214,25 @@ def _save_frozen(run: Experiment, frozen: Tree) -> None:
     checkpoint.save_frozen(run.workdir, {"params": frozen["params"]}, None)
 
 
-def _writer(run: Experiment, start: int) -> MetricWriter:
+def _writer(run: Experiment, start: int, speed: Speed, position: dict[str, Any]) -> MetricWriter:
   c = run.config
-  unit = "images" if c.stage == "tower" else "rows"
   return MetricWriter(
-    run.workdir, start=start, steps=c.steps, every=c.log.every, batch_size=c.batch_size, unit=unit
-  )
+    run.workdir, start=start, steps=c.steps, every=c.log.every, speed=speed,
+    skips=c.guard.nonfinite_skips, skipped=position.get("skipped", 0),
+  )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _batch_named(run: Experiment, batches: "Batches") -> Iterator[None]:
+  """Writes which records were in the batch of a step that was not finite."""
+  try:
+    yield
+  except NonFiniteError as error:
+    path = run.workdir / f"nonfinite-{error.step}.json"
+    rows = run.records(error.step - 1, batches.anchor_before(error.step))
+    checkpoint.write_json(path, {"step": error.step, "parts": error.parts, "rows": rows})
+    error.add_note(f"the records of its batch are in {path}")
+    raise
 
 
 def data_share(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
@@ -209,16 +258,44 @@ def data_share(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
   return first // size, batch_size // size
 
 
-def _batches(run: Experiment, mesh: jax.sharding.Mesh, start: int) -> Iterator[dict]:
+class Batches:
   """Global batches from step `start` on, read ahead by threads or processes."""
-  data = run.config.data
-  dataset = run.dataset(*data_share(mesh, run.config.batch_size))
-  options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
-  reader = dataset[start:].to_iter_dataset(options)
-  if data.workers:
-    reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-  for batch in reader:
-    yield sharding.global_batch(batch, mesh)
+
+  def __init__(
+    self, run: Experiment, mesh: jax.sharding.Mesh, start: int, position: dict[str, Any]
+  ):
+    """position: of the checkpoint that the run goes on from, {} where it begins."""
+    self._run, self._mesh, self._step = run, mesh, start
+    anchor = tuple(position.get("anchor", pipeline.START))
+    self._anchors = {start: anchor}  # step -> where its batch lies in the data
+    index, count = data_share(mesh, run.config.batch_size)
+    self.speed = Speed(run.config, run.model, mesh.devices.size, count)
+    data = run.config.data
+    dataset = run.dataset(index, count, anchor=anchor)
+    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
+    reader = dataset[start:].to_iter_dataset(options)
+    if data.workers:
+      reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+    self._reader = iter(reader)
+
+  def __next__(self) -> dict[str, jax.Array]:
+    with self.speed.waiting():
+      batch = next(self._reader)
+    self._step += 1
+    if "anchor" in batch:
+      self._anchors[self._step] = tuple(int(x) for x in batch.pop("anchor"))
+    self.speed.count(batch)
+    return sharding.global_batch(batch, self._mesh)
+
+  def position(self, done: int) -> dict[str, Any]:
+    """Of the data behind `done` steps: all that is needed to go on, on any number of hosts."""
+    anchor = self.anchor_before(done)
+    self._anchors = {k: v for k, v in self._anchors.items() if k >= done} or {done: anchor}
+    return {"step": done, "seed": self._run.config.seed, "anchor": list(anchor)}
+
+  def anchor_before(self, step: int) -> pipeline.Anchor:
+    """The anchor of step `step` (1 = the first) or of one before it."""
+    return self._anchors[max((k for k in self._anchors if k <= step), default=min(self._anchors))]
 
 
 def _profile(workdir: epath.Path, span: tuple[int, int] | None, step: int) -> None:
@@ -226,38 +303,10 @@ def _profile(workdir: epath.Path, span: tuple[int, int] | None, step: int) -> No
   if span and step == span[0]:
     jax.profiler.start_trace(str(workdir / "profile"))
   if span and step == span[1]:
+    _end_profile()
+
+
+def _end_profile() -> None:
+  """Writes the trace that is under way, if any."""
+  with contextlib.suppress(RuntimeError):  # how jax says that there is none
     jax.profiler.stop_trace()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-  """An event that SIGTERM, or a first Ctrl-C, sets; a second Ctrl-C interrupts at once."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-
-  def handle(number, _frame):
-    if event.is_set():
-      raise KeyboardInterrupt
-    event.set()
-
-  before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield event
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _stopped(stopping: threading.Event, step: int) -> bool:
-  """Whether to save and stop now; all processes agree on it."""
-  if jax.process_count() == 1:
-    return stopping.is_set()
-  told = np.array([stopping.is_set()])
-  if step % _ASK_EVERY:
-    return False
-  return bool(np.any(multihost_utils.process_allgather(told)))
-
-
-_ASK_EVERY = 10  # steps between agreements among processes; each costs one small collective
