@@ -14,21 +14,28 @@ import numpy as np
 from vilau_jax import checkpoint, convert
 from vilau_jax.checkpoint import LoadedModel
 from vilau_jax.data.tokenizer import TowerTokenizer
-from vilau_jax.generate import image, interleaved, sampling, score, text
+from vilau_jax.generate import image, interleaved, sampling, score, slots, text
+from vilau_jax.generate.cache import bucket
 from vilau_jax.generate.contents import Contents, Image, Video
+from vilau_jax.generate.image import Cancelled
 from vilau_jax.generate.runtime import Runtime, positive
 from vilau_jax.models.vilau import previous
 
-__all__ = ["Image", "Video", "VilaU", "load"]
+__all__ = ["Cancelled", "Image", "Video", "VilaU", "load"]
 
 Seed = int | Sequence[int]
 
 
-def load(path: str | os.PathLike) -> "VilaU":
+def load(path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "VilaU":
   """Loads a model directory, a training workdir at its newest checkpoint, or a VILA-U release (a
   folder with llm/ and vision_tower/, or "hf://owner/name").
 
   A directory may hold some components only; what needs a missing one says so when it is called.
+
+  Args:
+    path: see above.
+    mesh: devices of this process that share the language model's work, see sharding.make_mesh:
+      "data" shares the outputs, "tensor" and "fsdp" the weights. None takes one device.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -36,8 +43,8 @@ def load(path: str | os.PathLike) -> "VilaU":
       incomplete or not what its config says.
   """
   if convert.is_release(path):
-    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path))
-  return VilaU.from_loaded(checkpoint.load_model(path))
+    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path), mesh)
+  return VilaU.from_loaded(checkpoint.load_model(path), mesh)
 
 
 class VilaU:
@@ -54,22 +61,22 @@ class VilaU:
     tower_tokenizer_path: of the tower's text encoder, or None.
   """
 
-  def __init__(self, loaded: LoadedModel):
-    self._runtime = Runtime(loaded)
+  def __init__(self, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None):
+    self._runtime = Runtime(loaded, mesh)
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = self._runtime.tokenizer
     self.tower_tokenizer_path = loaded.tower_tokenizer_path
 
   @classmethod
-  def from_loaded(cls, loaded: LoadedModel) -> "VilaU":
-    """A model from variables in memory."""
-    return cls(loaded)
+  def from_loaded(cls, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None) -> "VilaU":
+    """A model from variables in memory; see load for the mesh."""
+    return cls(loaded, mesh)
 
   # Drawing
 
   def generate_images(
     self,
-    prompts: Sequence[str] | str,
+    prompts: Contents,
     *,
     num_images: int = 1,
     cfg_scale: float | None = None,
@@ -79,11 +86,13 @@ class VilaU:
     seed: Seed = 0,
     batch_size: int = 16,
     on_progress: Callable[[image.Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
   ) -> np.ndarray:
     """Draws num_images pictures for every prompt.
 
     Args:
-      prompts: what to draw; a single string counts as one prompt.
+      prompts: what to draw; a single string counts as one prompt. A prompt may be a conversation as
+        for generate_text, with pictures in it.
       num_images: pictures a prompt.
       cfg_scale: guidance; 1 draws without it, in half the time.
       temperature: 0 takes the most likely code at every step.
@@ -91,6 +100,7 @@ class VilaU:
       seed: see the class.
       batch_size: pictures drawn at once; bounds the memory.
       on_progress: called with a Progress after every row of the grid.
+      cancel: asked there, for example the is_set of a threading.Event; True ends the call.
 
     Returns:
       uint8 [n, S, S, 3], n = len(prompts) * num_images, prompt-major.
@@ -98,19 +108,22 @@ class VilaU:
     Raises:
       ValueError: for an empty prompt, one longer than the context, settings out of range, or a
         model that lacks a component.
+      Cancelled: if `cancel` said so.
     """
     wish = self._runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
     codes = self._runtime.draw_codes(
-      prompts, num_images, "image", 1, wish, seed, batch_size, on_progress
-    )
+      prompts, num_images, "image", 1, wish, seed, batch_size,
+      on_progress=on_progress, cancel=cancel,
+    )  # fmt: skip
     return self._runtime.vision.decode(codes)
 
   def generate_videos(
     self,
-    prompts: Sequence[str] | str,
+    prompts: Contents,
     *,
     num_videos: int = 1,
     num_frames: int | None = None,
+    first_frames: Sequence[Any] | np.ndarray | None = None,
     cfg_scale: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -118,8 +131,14 @@ class VilaU:
     seed: Seed = 0,
     batch_size: int = 8,
     on_progress: Callable[[image.Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
   ) -> np.ndarray:
-    """Draws videos; as generate_images, with num_frames frames (None: what the model was made for).
+    """Draws videos; as generate_images.
+
+    Args:
+      num_frames: of a video; None: what the model was made for.
+      first_frames: pictures as for encode_images, one a prompt, with which its videos begin; they
+        come back as the tower draws them.
 
     Returns:
       uint8 [n, F, S, S, 3].
@@ -128,13 +147,16 @@ class VilaU:
     frames = self.config.video_frames if num_frames is None else num_frames
     if frames < 1:
       raise ValueError(f"num_frames must be at least 1, got {frames}")
+    if first_frames is not None and frames < 2:
+      raise ValueError("a video with a first frame needs num_frames of 2 at least")
     if self.config.visual_positions == "next_cell" and frames > self.config.video_frames:
       raise ValueError(
         f"this model has embeddings for {self.config.video_frames} frames, not for {frames}"
       )
     codes = self._runtime.draw_codes(
-      prompts, num_videos, "video", frames, wish, seed, batch_size, on_progress
-    )
+      prompts, num_videos, "video", frames, wish, seed, batch_size, first_frames,
+      on_progress=on_progress, cancel=cancel,
+    )  # fmt: skip
     return self._runtime.pictures(codes, codes.shape[1], frames, "video")
 
   # Writing
@@ -160,7 +182,7 @@ class VilaU:
       temperature: 0 writes the most likely token.
       top_k, top_p: filters for temperatures above 0.
       seed: see the class.
-      batch_size: conversations answered at once.
+      batch_size: conversations answered at once; where one is finished, the next one begins.
 
     Returns:
       One answer a conversation.
@@ -171,14 +193,13 @@ class VilaU:
     prompts = self._runtime.prompts(contents)
     wish = sampling.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     seeds = sampling.output_seeds(seed, len(prompts))
-    answers: list[str] = []
-    for start in range(0, len(prompts), positive("batch_size", batch_size)):
-      at = slice(start, start + batch_size)
-      stop = [self.tokenizer.eos]
-      new = text.complete(
-        self._runtime.engine, prompts[at], wish, seeds[at], max_new_tokens=max_new_tokens, stop=stop
-      )
-      answers += [self.tokenizer.decode(ids).strip() for ids in new]
+    engine = self._runtime.engine
+    limits = text.limits(prompts, max_new_tokens, engine.context)
+    jobs = map(slots.Job, prompts, seeds, limits, range(len(prompts)))
+    answers = [""] * len(prompts)
+    count = min(bucket(len(prompts), 1), positive("batch_size", batch_size))
+    for job, ids in slots.write(engine, jobs, wish, slots=count, stop=[self.tokenizer.eos]):
+      answers[job.tag] = self.tokenizer.decode(ids).strip()
     return answers
 
   def stream_text(
@@ -207,6 +228,7 @@ class VilaU:
     self,
     contents: Contents,
     *,
+    answer: str = "text",
     max_new_tokens: int = 512,
     max_visuals: int = 4,
     temperature: float = 0.0,
@@ -214,39 +236,66 @@ class VilaU:
     visual: dict[str, Any] | None = None,
     seed: Seed = 0,
     batch_size: int = 16,
+    cancel: Callable[[], bool] | None = None,
   ) -> list[list[str | np.ndarray]]:
     """Text and pictures interleaved, as the model decides: it draws where it writes <im_start> or
     <vi_start>.
 
     Args:
       contents: as for generate_text.
+      answer: "image" and "video" tell it to begin with one; "text" lets it decide.
       max_new_tokens: written tokens of a conversation, over all its texts.
       max_visuals: a row that wants to draw more ends there; it also ends where the context is full.
       temperature, top_p: of the text.
       visual: settings of the pictures (cfg_scale, temperature, top_k, top_p).
       seed: see the class.
       batch_size: pictures drawn at once.
+      cancel: asked after every token and row of the grid; True ends the call.
 
     Returns:
       For every conversation its parts in order: str, image uint8 [S, S, 3] or video
       uint8 [F, S, S, 3].
+
+    Raises:
+      ValueError: as generate_text, or if a picture that is asked for has no room in the context.
+      Cancelled: if `cancel` said so.
     """
-    self._runtime.need("llm", "tower", "projector", "depth")
-    prompts = self._runtime.prompts(contents)
-    rows = interleaved.generate(
-      self._runtime.engine,
-      self.tokenizer,
-      prompts,
-      {kind: self._runtime.unconditional(kind) for kind in ("image", "video")},
+    wanted = self._runtime.interleaving(
+      contents, answer, seed, max_new_tokens=max_new_tokens, max_visuals=max_visuals,
       text_wish=sampling.Sampling(temperature=temperature, top_p=top_p),
-      visual_wish=self._runtime.visual_wish(**(visual or {})),
-      seeds=sampling.output_seeds(seed, len(prompts)),
-      max_new_tokens=positive("max_new_tokens", max_new_tokens),
-      max_visuals=max_visuals,
-      video_frames=self.config.video_frames,
-      batch_size=positive("batch_size", batch_size),
-    )
-    return [[self._runtime.shown(segment) for segment in row] for row in rows]
+      visual_wish=self._runtime.visual_wish(**(visual or {})), batch_size=batch_size,
+    )  # fmt: skip
+    rows: list[list[str | np.ndarray]] = [[] for _ in wanted["prompts"]]
+    for event in interleaved.stream(**wanted):
+      if event.finished:
+        rows[event.row].append(self._runtime.shown(event.segment))
+      elif cancel is not None and cancel():
+        raise image.Cancelled("between two steps")
+    return rows
+
+  def stream(
+    self,
+    contents: Contents,
+    *,
+    answer: str = "text",
+    max_new_tokens: int = 512,
+    max_visuals: int = 4,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    visual: dict[str, Any] | None = None,
+    seed: int = 0,
+  ) -> Iterator[str | image.Progress | np.ndarray]:
+    """One conversation as `generate` answers it, while it does: yields new text as it is written, a
+    Progress for every row of a picture that is being drawn, and finished pictures. Arguments as
+    there; closing the iterator ends the work."""
+    wanted = self._runtime.interleaving(
+      contents, answer, seed, max_new_tokens=max_new_tokens, max_visuals=max_visuals,
+      text_wish=sampling.Sampling(temperature=temperature, top_p=top_p),
+      visual_wish=self._runtime.visual_wish(**(visual or {})), batch_size=1,
+    )  # fmt: skip
+    if len(wanted["prompts"]) != 1:
+      raise ValueError(f"stream answers one conversation at a time, got {len(wanted['prompts'])}")
+    return self._runtime.watched(interleaved.stream(**wanted))
 
   def score(self, contents: Contents, answers: Sequence[str]) -> np.ndarray:
     """Log-likelihood of each answer (with its end) behind its conversation: float32 [n].
