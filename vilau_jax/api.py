@@ -62,9 +62,9 @@ class VilaU:
   """
 
   def __init__(self, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None):
-    self._runtime = Runtime(loaded, mesh)
+    self.runtime = Runtime(loaded, mesh)
     self.config, self.path = loaded.config, loaded.path
-    self.tokenizer = self._runtime.tokenizer
+    self.tokenizer = self.runtime.tokenizer
     self.tower_tokenizer_path = loaded.tower_tokenizer_path
 
   @classmethod
@@ -110,12 +110,12 @@ class VilaU:
         model that lacks a component.
       Cancelled: if `cancel` said so.
     """
-    wish = self._runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
-    codes = self._runtime.draw_codes(
+    wish = self.runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
+    codes = self.runtime.draw_codes(
       prompts, num_images, "image", 1, wish, seed, batch_size,
       on_progress=on_progress, cancel=cancel,
     )  # fmt: skip
-    return self._runtime.vision.decode(codes)
+    return self.runtime.vision.decode(codes)
 
   def generate_videos(
     self,
@@ -143,21 +143,15 @@ class VilaU:
     Returns:
       uint8 [n, F, S, S, 3].
     """
-    wish = self._runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
-    frames = self.config.video_frames if num_frames is None else num_frames
-    if frames < 1:
-      raise ValueError(f"num_frames must be at least 1, got {frames}")
+    wish = self.runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
+    frames = self.runtime.check_frames(num_frames)
     if first_frames is not None and frames < 2:
       raise ValueError("a video with a first frame needs num_frames of 2 at least")
-    if self.config.visual_positions == "next_cell" and frames > self.config.video_frames:
-      raise ValueError(
-        f"this model has embeddings for {self.config.video_frames} frames, not for {frames}"
-      )
-    codes = self._runtime.draw_codes(
+    codes = self.runtime.draw_codes(
       prompts, num_videos, "video", frames, wish, seed, batch_size, first_frames,
       on_progress=on_progress, cancel=cancel,
     )  # fmt: skip
-    return self._runtime.pictures(codes, codes.shape[1], frames, "video")
+    return self.runtime.pictures(codes, codes.shape[1], frames, "video")
 
   # Writing
 
@@ -190,10 +184,10 @@ class VilaU:
     Raises:
       ValueError: for broken contents or pictures, or a prompt that leaves no room in the context.
     """
-    prompts = self._runtime.prompts(contents)
+    prompts = self.runtime.prompts(contents)
     wish = sampling.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     seeds = sampling.output_seeds(seed, len(prompts))
-    engine = self._runtime.engine
+    engine = self.runtime.engine
     limits = text.limits(prompts, max_new_tokens, engine.context)
     jobs = map(slots.Job, prompts, seeds, limits, range(len(prompts)))
     answers = [""] * len(prompts)
@@ -214,12 +208,12 @@ class VilaU:
   ) -> Iterator[str]:
     """Answers one conversation piece by piece; the pieces joined are generate_text's answer, spaces
     at its ends apart. Arguments as there."""
-    prompts = self._runtime.prompts(contents)
+    prompts = self.runtime.prompts(contents)
     if len(prompts) != 1:
       raise ValueError(f"stream_text answers one conversation at a time, got {len(prompts)}")
     wish = sampling.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     steps = text.stream(
-      self._runtime.engine, prompts, wish, sampling.output_seeds(seed, 1),
+      self.runtime.engine, prompts, wish, sampling.output_seeds(seed, 1),
       max_new_tokens=max_new_tokens, stop=[self.tokenizer.eos],
     )  # fmt: skip
     return text.pieces(self.tokenizer, (int(step[0]) for step in steps))
@@ -260,15 +254,15 @@ class VilaU:
       ValueError: as generate_text, or if a picture that is asked for has no room in the context.
       Cancelled: if `cancel` said so.
     """
-    wanted = self._runtime.interleaving(
+    wanted = self.runtime.interleaving(
       contents, answer, seed, max_new_tokens=max_new_tokens, max_visuals=max_visuals,
       text_wish=sampling.Sampling(temperature=temperature, top_p=top_p),
-      visual_wish=self._runtime.visual_wish(**(visual or {})), batch_size=batch_size,
+      visual_wish=self.runtime.visual_wish(**(visual or {})), batch_size=batch_size,
     )  # fmt: skip
     rows: list[list[str | np.ndarray]] = [[] for _ in wanted["prompts"]]
     for event in interleaved.stream(**wanted):
       if event.finished:
-        rows[event.row].append(self._runtime.shown(event.segment))
+        rows[event.row].append(self.runtime.shown(event.segment))
       elif cancel is not None and cancel():
         raise image.Cancelled("between two steps")
     return rows
@@ -288,14 +282,14 @@ class VilaU:
     """One conversation as `generate` answers it, while it does: yields new text as it is written, a
     Progress for every row of a picture that is being drawn, and finished pictures. Arguments as
     there; closing the iterator ends the work."""
-    wanted = self._runtime.interleaving(
+    wanted = self.runtime.interleaving(
       contents, answer, seed, max_new_tokens=max_new_tokens, max_visuals=max_visuals,
       text_wish=sampling.Sampling(temperature=temperature, top_p=top_p),
-      visual_wish=self._runtime.visual_wish(**(visual or {})), batch_size=1,
+      visual_wish=self.runtime.visual_wish(**(visual or {})), batch_size=1,
     )  # fmt: skip
     if len(wanted["prompts"]) != 1:
       raise ValueError(f"stream answers one conversation at a time, got {len(wanted['prompts'])}")
-    return self._runtime.watched(interleaved.stream(**wanted))
+    return self.runtime.watched(interleaved.stream(**wanted))
 
   def score(self, contents: Contents, answers: Sequence[str]) -> np.ndarray:
     """Log-likelihood of each answer (with its end) behind its conversation: float32 [n].
@@ -303,14 +297,14 @@ class VilaU:
     Raises:
       ValueError: for another number of answers, or an empty one.
     """
-    return score.score(*self._runtime.questions(contents, answers))[0]
+    return score.score(*self.runtime.questions(contents, answers))[0]
 
   def exact(self, contents: Contents, answers: Sequence[str]) -> np.ndarray:
     """Whether greedy generate_text would write exactly this answer: bool [n].
 
     One pass over all answers instead of decoding; use it to mark thousands of short answers.
     """
-    return score.score(*self._runtime.questions(contents, answers))[1]
+    return score.score(*self.runtime.questions(contents, answers))[1]
 
   # Pictures, codes and embeddings
 
@@ -326,11 +320,11 @@ class VilaU:
     Raises:
       ValueError: naming the picture that cannot be read.
     """
-    self._runtime.need("tower")
+    self.runtime.need("tower")
     c = self.config.tower
-    squares = self._runtime.squares(images, geometry)
+    squares = self.runtime.squares(images, geometry)
     parts = [np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)]
-    parts += [self._runtime.vision.encode(s) for s in squares]
+    parts += [self.runtime.vision.encode(s) for s in squares]
     return np.concatenate(parts).reshape(-1, c.grid, c.grid, c.quantizer.depth)
 
   def decode_codes(self, codes: np.ndarray, floats: bool = False) -> np.ndarray:
@@ -340,7 +334,7 @@ class VilaU:
     Raises:
       ValueError: for another shape or codes outside of the codebook.
     """
-    self._runtime.need("tower")
+    self.runtime.need("tower")
     c = self.config.tower
     codes = np.asarray(codes)
     if codes.ndim == 4 and codes.shape[1:3] == (c.grid, c.grid):
@@ -354,17 +348,17 @@ class VilaU:
       raise ValueError(
         f"codes must lie in 0..{c.quantizer.entries - 1}, got {codes.min()}..{codes.max()}"
       )
-    return self._runtime.vision.decode(codes, floats=floats)
+    return self.runtime.vision.decode(codes, floats=floats)
 
   def embed_images(
     self, images: Sequence[Any] | np.ndarray, geometry: str = "resize"
   ) -> np.ndarray:
     """Pictures -> L2-normalised float32 [n, D], in the space of embed_texts: the contrastive route
     of the tower, from quantised features; an imported SigLIP has no quantiser, and needs none."""
-    self._runtime.need_contrastive("vision")
-    squares = self._runtime.squares(images, geometry)
+    self.runtime.need_contrastive("vision")
+    squares = self.runtime.squares(images, geometry)
     parts = [np.zeros((0, self.config.tower.vision.width), np.float32)]
-    return np.concatenate(parts + [self._runtime.vision.embed_images(s) for s in squares])
+    return np.concatenate(parts + [self.runtime.vision.embed_images(s) for s in squares])
 
   def embed_texts(self, texts: Sequence[str], canon: str = "lower") -> np.ndarray:
     """Texts -> L2-normalised float32 [n, D].
@@ -374,7 +368,7 @@ class VilaU:
       canon: "lower" as in training here; "hf" also drops punctuation, for zero-shot prompts of
         imported SigLIP weights.
     """
-    self._runtime.need_contrastive("text")
+    self.runtime.need_contrastive("text")
     if self.tower_tokenizer_path is None:
       raise ValueError(
         f"{self.path} has no tower_tokenizer.model, so texts cannot be embedded; import or train "
@@ -383,7 +377,7 @@ class VilaU:
     texts = [texts] if isinstance(texts, str) else list(texts)
     tokenizer = TowerTokenizer(self.tower_tokenizer_path, self.config.tower.text.length, canon)
     ids = [tokenizer.encode(text) for text in texts]
-    return self._runtime.vision.embed_texts(np.array(ids, np.int32).reshape(-1, tokenizer.length))
+    return self.runtime.vision.embed_texts(np.array(ids, np.int32).reshape(-1, tokenizer.length))
 
   # Logits
 
@@ -404,9 +398,9 @@ class VilaU:
       segment_ids: int [B, L], 0 = padding; None takes every row as one sequence.
       positions: int [B, L]; None counts up from 0 in every segment.
     """
-    self._runtime.need("llm")
-    batch = self._runtime.rows(tokens, codes, visual_position, segment_ids, positions)
-    return self._runtime.engine.text_logits(self._runtime.engine.hidden(batch))
+    self.runtime.need("llm")
+    batch = self.runtime.rows(tokens, codes, visual_position, segment_ids, positions)
+    return self.runtime.engine.text_logits(self.runtime.engine.hidden(batch))
 
   def visual_logits(
     self,
@@ -420,12 +414,12 @@ class VilaU:
 
     Arguments as for text_logits; empty slots give meaningless rows.
     """
-    self._runtime.need("llm", "tower", "projector", "depth")
-    batch = self._runtime.rows(tokens, codes, visual_position, segment_ids, positions)
-    hidden = previous(self._runtime.engine.hidden(batch), batch["visual_position"])
+    self.runtime.need("llm", "tower", "projector", "depth")
+    batch = self.runtime.rows(tokens, codes, visual_position, segment_ids, positions)
+    hidden = previous(self.runtime.engine.hidden(batch), batch["visual_position"])
     b, n, r = batch["codes"].shape
     flat = hidden.reshape(b * n, -1), batch["codes"].reshape(b * n, r)
-    return self._runtime.engine.code_logits(*flat).reshape(b, n, r, -1)
+    return self.runtime.engine.code_logits(*flat).reshape(b, n, r, -1)
 
   # Keeping
 
@@ -436,13 +430,13 @@ class VilaU:
       FileExistsError: if there is a model already.
     """
     tokenizer = self.tokenizer.path if self.tokenizer else None
-    variables = self._runtime.variables()
+    variables = self.runtime.variables()
     checkpoint.save_model(path, self.config, variables, tokenizer, self.tower_tokenizer_path)
 
   def tower_id(self) -> str:
     """16 hex digits of what makes codes; records carry them beside their codes."""
-    return self._runtime.tower_id()
+    return self.runtime.tower_id()
 
   def identity(self) -> str:
     """16 hex digits that tell this model from others: architecture and a sample of all weights."""
-    return self._runtime.identity()
+    return self.runtime.identity()

@@ -119,6 +119,16 @@ class Runtime:
     given = {k: v for k, v in given.items() if v is not None}
     return sampling.Sampling(**dataclasses.asdict(self.config.sampling) | given)
 
+  def check_frames(self, frames: int | None) -> int:
+    """Frames of a video to draw; None takes what the model was made for."""
+    frames = self.config.video_frames if frames is None else frames
+    positive("num_frames", frames)
+    if self.config.visual_positions == "next_cell" and frames > self.config.video_frames:
+      raise ValueError(
+        f"this model has embeddings for {self.config.video_frames} frames, not for {frames}"
+      )
+    return frames
+
   def drawing(self, prompts, count: int, kind: str, seed, given=None) -> dict[str, Any]:
     """What image.stream_codes needs for `count` outputs a prompt, prompt-major.
 
