@@ -1,12 +1,12 @@
 """thousands of prompts from a file: pictures, videos or texts
 
 vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video|text] [--num=4]
-    FILE has a prompt a line; .jsonl takes {"prompt": .., "name": .., "seed": ..} with pictures in
-    prompts ([{"image": "fox.png"}, "the same in winter"]); .json takes MJHQ-30K's meta_data.json and
-    GenAI-Bench's genai_image.json as they are. Writes NAME.png (MP4 for videos) and results.jsonl,
-    which says what made each; a record that cannot be taken goes to rejects.jsonl, the others go on
-    (exit code 1). Killed or interrupted, the same command goes on and gives the same files. Output i
-    has seed --seed + i.
+    FILE has a prompt a line; .jsonl takes {"prompt": .., "name": .., "seed": ..}, and pictures in
+    prompts ([{"image": "fox.png"}, "the same in winter"]); .json takes meta_data.json of MJHQ-30K
+    and genai_image.json of GenAI-Bench as they are. Writes NAME.png (MP4 for videos) and
+    results.jsonl, which says what made each; a record that cannot be taken goes to rejects.jsonl,
+    the others go on (exit code 1). Killed or interrupted, the same command goes on and gives the
+    same files. Output i has seed --seed + i.
     All devices of this process share the outputs; --tensor=4 lets four share the model. On several
     hosts each process takes its part; --process_index and --process_count do the same without
     jax.distributed, on a disk that all can write.

@@ -22,9 +22,12 @@ from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import sampling
 from vilau_jax.generate.cache import State, grow
+from vilau_jax.generate.placing import place
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
-from vilau_jax.models.vilau import VilaU, abstract_variables, decoding_params
+from vilau_jax.models.vilau import VilaU
+
+COMPONENTS = ("llm", "projector", "depth", "visual_positions")  # what an engine decodes with
 
 
 def compiled(*static: str, donate: tuple[str, ...] = ()):
@@ -33,10 +36,7 @@ def compiled(*static: str, donate: tuple[str, ...] = ()):
 
 
 class Engine:
-  """Weights prepared for decoding, and the programs over them.
-
-  Stacks of layers are taken apart once: a step reads every weight once, and slices of a stack would
-  be copied first.
+  """Weights prepared for decoding (see placing.py), and the programs over them.
 
   Attributes:
     config: the model's, with the compute dtype of this machine.
@@ -60,17 +60,12 @@ class Engine:
     if jax.default_backend() == "cpu":  # XLA has no fast half precision there
       config = dataclasses.replace(config, dtype="float32")
     self.config = dataclasses.replace(config, remat="none")
-    names = ("llm", "projector", "depth", "visual_positions")
-    params = {k: variables["params"][k] for k in names if k in variables["params"]}
-    params = decoding_params(params)
-    self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
+    params = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
+    self.params, self.stored = place(params, self.config, mesh)
     self.mesh, self.prefix, self.prefix_caches = mesh, (), None
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
-    if mesh is None:
-      self.params = jax.tree.map(_placed, params)
-    else:
-      self.params = jax.tree.map(_placed, params, decoding_shardings(self.config, params, mesh))
+    if book is not None and mesh is not None:
       self.codebook = jax.device_put(self.codebook, NamedSharding(mesh, PartitionSpec()))
     self.context = int(config.llm.max_positions * config.llm.rope_scaling)
     self.depth = config.tower.quantizer.depth if config.tower is not None else 0
@@ -126,31 +121,6 @@ class Engine:
     """Teacher-forced: hidden [n, D] before each position and its codes [n, R] -> [n, R, E]."""
     with self.scope():
       return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
-
-
-def _placed(leaf: Any, where: NamedSharding | None = None) -> jax.Array:
-  if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
-    leaf = np.asarray(leaf).astype(np.float32)
-  return jnp.asarray(leaf) if where is None else jax.device_put(leaf, where)
-
-
-def decoding_shardings(config: VilaUConfig, params: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-  """Where decoding parameters lie on a mesh, a tree like theirs.
-
-  Raises:
-    ValueError: if a mesh axis does not divide a parameter.
-  """
-  boxed = abstract_variables(config)["params"]
-  one = sharding.state_shardings({k: boxed[k] for k in params}, mesh)
-
-  def below(leaf: NamedSharding) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(*leaf.spec[1:]))
-
-  for part in ("llm", "depth"):
-    if part in one:
-      stack = jax.tree.map(below, one[part].pop(LAYERS))
-      one[part] |= {k: stack for k in params[part] if k.startswith(f"{LAYERS}_")}
-  return one
 
 
 def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 | .json | {name: {"prompt": .., "category": ..}}, as MJHQ-30K and GenAI-Bench ship theirs |
 | any other | a line is a prompt |
 
-A prompt is a text, or a list of texts, {"image": FILE} and {"video": FILE}; their paths begin at the
-folder of the file of prompts.
+A prompt is a text, or a list of texts, {"image": FILE} and {"video": FILE}; their paths begin at
+the folder of the file of prompts.
 """
 
 import dataclasses
