@@ -105,7 +105,6 @@ def _settings(model):
   if _KIND.value == "text":
     wish = sampling.Sampling(**{"temperature": 0.0, **given})
     return throughput.Settings(**common, sampling=wish, max_new_tokens=_TOKENS.value)
-  model.runtime.need("tower", "llm", "projector", "depth", tokenizer=True)
   frames = 1
   if _KIND.value == "video":
     frames = model.runtime.check_frames(_FRAMES.value)

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from vilau_jax.data import media
-from vilau_jax.generate import sampling, slots
+from vilau_jax.generate import slots
 from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.gallery import pixels_sha256, replace_text, writable
 from vilau_jax.generate.orders import Order, PromptFile
 from vilau_jax.generate.runtime import Runtime
+from vilau_jax.generate.sampling import Sampling, output_seeds
 from vilau_jax.generate.slots import Job
 
 VERSION = 1  # of the directory
@@ -52,7 +53,7 @@ class Settings:
   kind: str
   num: int = 1
   seed: int = 0
-  sampling: sampling.Sampling = dataclasses.field(default_factory=sampling.Sampling)
+  sampling: Sampling = Sampling()
   num_frames: int = 1
   fps: float = 8
   max_new_tokens: int = 512
@@ -95,6 +96,8 @@ def run(
     ValueError: if the file is none, the directory cannot be written or holds another run, or
       logits are not finite.
   """
+  drawing = ("tower", "projector", "depth") if settings.kind != "text" else ()
+  runtime.need("llm", *drawing, tokenizer=True)
   file = PromptFile.open(path)
   folder = Folder(output, process)
   folder.claim(_stamp(file, settings, identity))
@@ -148,7 +151,7 @@ def _jobs(
       prompt = runtime.prompts([order.prompt], answer=settings.kind)[0]
       check_context([len(prompt.tokens)], steps + more, runtime.engine.context)
       base = settings.seed + numbers[0] if order.seed is None else order.seed
-      seeds = sampling.output_seeds(base, settings.num)
+      seeds = output_seeds(base, settings.num)
     except ValueError as error:
       folder.reject(order, str(error).replace("conversation 0", "the prompt"))
       summary.rejected += 1
