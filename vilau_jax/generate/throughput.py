@@ -53,7 +53,7 @@ class Settings:
   kind: str
   num: int = 1
   seed: int = 0
-  sampling: Sampling = Sampling()
+  sampling: Sampling = dataclasses.field(default_factory=Sampling)
   num_frames: int = 1
   fps: float = 8
   max_new_tokens: int = 512
