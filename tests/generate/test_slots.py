@@ -96,6 +96,7 @@ def test_jobs_are_read_as_slots_become_free():
 def test_refilling_needs_few_programs():
   run = lambda: written([Job(talk(1 + i % 6), i, 2 + i % 3, i) for i in range(12)], 2)  # noqa: E731
   run()
+  written([Job(talk(3), 0, 4, 0)], 2)
   sizes = lambda: [f._cache_size() for f in (programs.prefill, programs.text_step, slots.insert)]  # noqa: E731
   before = sizes()
   written([Job(talk(2 + i % 5), i, 3 + i % 5, i) for i in range(12)], 2)

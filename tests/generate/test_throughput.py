@@ -21,8 +21,10 @@ from vilau_jax.cli import main
 from vilau_jax.data import media
 from vilau_jax.generate import throughput
 from vilau_jax.generate.orders import PromptFile
+from vilau_jax.generate.sampling import Sampling
 from vilau_jax.generate.throughput import Settings
 
+TEXT = Sampling(temperature=0.8, top_k=20)
 LINES = ["a dog", "two red cats", "", "the sea", "sea " * 2000, "a fox moves", "a panda"]
 
 
@@ -42,7 +44,7 @@ def prompts(tmp_path) -> pathlib.Path:
 def run(path, output, kind="image", devices=1, **kwargs):
   model = tiny(devices)
   how = {k: kwargs.pop(k) for k in ("num", "seed", "max_new_tokens", "num_frames") if k in kwargs}
-  wish = model.runtime.visual_wish()
+  wish = TEXT if kind == "text" else model.runtime.visual_wish()
   return throughput.run(
     model.runtime, path, output, Settings(kind, sampling=wish, **how), identity=model.identity(),
     **{"batch_size": 2, **kwargs},
@@ -127,9 +129,7 @@ def test_texts_about_pictures(tmp_path):
                       7: "2**32", 8: "Expecting"}.items():  # fmt: skip
     assert words in reasons[line]
   talks = [[vilau_jax.Image(tmp_path / "a.png"), "What is it?"], "Hi"]
-  sampled = dict(vars(tiny().runtime.visual_wish()))
-  sampled.pop("cfg_scale")
-  want = tiny().generate_text(talks, seed=[0, 7], max_new_tokens=6, **sampled)
+  want = tiny().generate_text(talks, seed=[0, 7], max_new_tokens=6, temperature=0.8, top_k=20)
   assert [row["text"] for row in rows(tmp_path / "out")] == want
 
 
@@ -188,6 +188,7 @@ def test_the_command(model, prompts, tmp_path, capsys):
     (["--num=0"], "--num must be at least 1"),
     (["--cfg_scale=-1"], "cfg_scale must be at least 0"),
     (["--top_k=0"], "top_k must be at least 1"),
+    (["--kind=text", "--cfg_scale=2"], "guidance is not defined for texts"),
     (["--process_index=2", "--process_count=2"], r"must be in 0..1"),
     (["--output=" + str(prompts / "out")], "cannot write"),
   ):

@@ -60,7 +60,7 @@ def test_told_to_draw_it_draws_what_generate_images_draws():
   with pytest.raises(ValueError, match='answer must be "text"'):
     tiny().generate(["a dog"], answer="song")
   with pytest.raises(ValueError, match="context is 1024"):
-    tiny().generate(["sea " * 500], answer="image")
+    tiny().generate(["sea " * 2000], answer="image")
 
 
 def eager(marker: str) -> vilau_jax.VilaU:
@@ -141,7 +141,9 @@ def test_a_prompt_of_many_rows_is_read_once():
   a, b, u = tiny().runtime.prompts(["a dog", "the sea", "nothing"])
   rows = []
   original = engine.start
-  engine.start = lambda batch, *args: rows.append(len(batch["tokens"])) or original(batch, *args)
+  engine.start = lambda batch, *a, **k: (
+    rows.append(len(batch["tokens"])) or original(batch, *a, **k)
+  )
   try:
     shared = start.begin(engine, [a, b, u, u], 8)
     again = start.begin(engine, [a, a, a, a, u, u, u, u], 8)

@@ -98,6 +98,8 @@ def run(
   """
   drawing = ("tower", "projector", "depth") if settings.kind != "text" else ()
   runtime.need("llm", *drawing, tokenizer=True)
+  if settings.kind == "text" and settings.sampling.cfg_scale != 1:
+    raise ValueError(f"guidance is not defined for texts, got {settings.sampling.cfg_scale}")
   file = PromptFile.open(path)
   folder = Folder(output, process)
   folder.claim(_stamp(file, settings, identity))
