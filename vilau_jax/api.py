@@ -24,11 +24,16 @@ __all__ = ["Image", "Video", "VilaU", "load"]
 Seed = int | Sequence[int]
 
 
-def load(path: str | os.PathLike) -> "VilaU":
+def load(path: str | os.PathLike, quantize: str | None = None) -> "VilaU":
   """Loads a model directory, a training workdir at its newest checkpoint, or a VILA-U release (a
   folder with llm/ and vision_tower/, or "hf://owner/name").
 
   A directory may hold some components only; what needs a missing one says so when it is called.
+
+  Args:
+    path: see above.
+    quantize: "int8" keeps the weights of language model and depth transformer in eight bits, for
+      small devices; such a model cannot be saved again.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -36,8 +41,8 @@ def load(path: str | os.PathLike) -> "VilaU":
       incomplete or not what its config says.
   """
   if convert.is_release(path):
-    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path))
-  return VilaU.from_loaded(checkpoint.load_model(path))
+    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path), quantize)
+  return VilaU.from_loaded(checkpoint.load_model(path), quantize)
 
 
 class VilaU:
@@ -54,16 +59,16 @@ class VilaU:
     tower_tokenizer_path: of the tower's text encoder, or None.
   """
 
-  def __init__(self, loaded: LoadedModel):
-    self._runtime = Runtime(loaded)
+  def __init__(self, loaded: LoadedModel, quantize: str | None = None):
+    self._runtime = Runtime(loaded, quantize)
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = self._runtime.tokenizer
     self.tower_tokenizer_path = loaded.tower_tokenizer_path
 
   @classmethod
-  def from_loaded(cls, loaded: LoadedModel) -> "VilaU":
-    """A model from variables in memory."""
-    return cls(loaded)
+  def from_loaded(cls, loaded: LoadedModel, quantize: str | None = None) -> "VilaU":
+    """A model from variables in memory; see load for `quantize`."""
+    return cls(loaded, quantize)
 
   # Drawing
 

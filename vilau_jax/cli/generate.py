@@ -38,6 +38,9 @@ _FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", allow_overri
 _FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", allow_override=True)
 _SEED = flags.DEFINE_integer("seed", 0, "same seed, same pictures", allow_override=True)
 _BATCH = flags.DEFINE_integer("batch_size", 8, "outputs drawn at once", allow_override=True)
+_INT8 = flags.DEFINE_bool(
+  "int8", False, "weights in eight bits, for small devices", allow_override=True
+)
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", allow_override=True)
 
 
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> int:
 
   gallery = Gallery(_OUTPUT.value)
   print(f"loading {_MODEL.value}", flush=True)
-  model = api.load(_MODEL.value)
+  model = api.load(_MODEL.value, quantize="int8" if _INT8.value else None)
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
   began = time.monotonic()
   with Bar("compiling, drawing: positions") as bar:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilau_jax.config import VilaUConfig
-from vilau_jax.generate import sampling
+from vilau_jax.generate import int8, sampling
 from vilau_jax.generate.cache import State, grow
+from vilau_jax.layers.product import laid_out
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU, decoding_params
@@ -47,8 +48,10 @@ class Engine:
       grid.
   """
 
-  def __init__(self, config: VilaUConfig, variables: dict[str, Any]):
-    """Args: config and variables of a model that has a language model, and perhaps the rest."""
+  def __init__(self, config: VilaUConfig, variables: dict[str, Any], quantize: str | None = None):
+    """Args: config and variables of a model that has a language model, and perhaps the rest; and
+    whether weights become "int8" (see int8.py)."""
+    int8.check(quantize)
     if jax.default_backend() == "cpu":  # XLA has no fast half precision there
       config = dataclasses.replace(config, dtype="float32")
     self.config = dataclasses.replace(config, remat="none")
@@ -56,7 +59,10 @@ class Engine:
     params = {k: variables["params"][k] for k in names if k in variables["params"]}
     params = decoding_params(params)
     self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
-    self.params = jax.tree.map(_placed, params)
+    if quantize:  # one after the other: both copies of all weights may not fit
+      params = int8.quantize_params(params)
+    self.params = laid_out(jax.tree.map(_placed, params))
+    self.quantized = quantize
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
     self.context = int(config.llm.max_positions * config.llm.rope_scaling)

@@ -45,7 +45,7 @@ class Runtime:
     settings: how conversations become sequences.
   """
 
-  def __init__(self, loaded: LoadedModel):
+  def __init__(self, loaded: LoadedModel, quantize: str | None = None):
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = Tokenizer(loaded.tokenizer_path) if loaded.tokenizer_path else None
     params = loaded.variables["params"]
@@ -61,11 +61,20 @@ class Runtime:
       if not self._tower["quantizer"]:  # an imported SigLIP: encoders, and no codes
         self._parts.remove("tower")
     if "llm" in self._parts:
-      self.engine = Engine(self.config, loaded.variables)
+      self.engine = Engine(self.config, loaded.variables, quantize)
       self.settings = forms.SequenceSettings.from_model(self.config)
 
   def variables(self) -> dict[str, Any]:
-    """All variables in the layout and dtypes they are saved in."""
+    """All variables in the layout and dtypes they are saved in.
+
+    Raises:
+      ValueError: if weights were quantised, which loses what they were.
+    """
+    if "llm" in self._parts and self.engine.quantized:
+      raise ValueError(
+        f"this model was loaded with quantize={self.engine.quantized!r}; what is saved or exported "
+        "are the weights themselves: load it without"
+      )
     variables: dict[str, Any] = {"params": {}}
     if self._tower:
       variables["params"]["tower"] = self._tower["params"]
