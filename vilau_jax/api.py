@@ -27,7 +27,11 @@ __all__ = ["Cancelled", "Image", "Video", "VilaU", "load"]
 Seed = int | Sequence[int]
 
 
-def load(path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "VilaU":
+def load(
+  path: str | os.PathLike,
+  mesh: jax.sharding.Mesh | None = None,
+  quantize: str | None = None,
+) -> "VilaU":
   """Loads a model directory, a training workdir at its newest checkpoint, or a VILA-U release (a
   folder with llm/ and vision_tower/, or "hf://owner/name").
 
@@ -37,6 +41,8 @@ def load(path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "Vil
     path: see above.
     mesh: devices of this process that share the language model's work, see sharding.make_mesh:
       "data" shares the outputs, "tensor" and "fsdp" the weights. None takes one device.
+    quantize: "int8" keeps the weights of language model and depth transformer in eight bits, for
+      small devices; such a model cannot be saved again.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -44,8 +50,8 @@ def load(path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "Vil
       incomplete or not what its config says.
   """
   if convert.is_release(path):
-    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path), mesh)
-  return VilaU.from_loaded(checkpoint.load_model(path, on_disk=COMPONENTS), mesh)
+    return VilaU.from_loaded(convert.load_checkpoint("vila-u", path), mesh, quantize)
+  return VilaU.from_loaded(checkpoint.load_model(path, on_disk=COMPONENTS), mesh, quantize)
 
 
 class VilaU(Seeing):
@@ -62,16 +68,26 @@ class VilaU(Seeing):
     tower_tokenizer_path: of the tower's text encoder, or None.
   """
 
-  def __init__(self, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None):
-    self.runtime = Runtime(loaded, mesh)
+  def __init__(
+    self,
+    loaded: LoadedModel,
+    mesh: jax.sharding.Mesh | None = None,
+    quantize: str | None = None,
+  ):
+    self.runtime = Runtime(loaded, mesh, quantize)
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = self.runtime.tokenizer
     self.tower_tokenizer_path = loaded.tower_tokenizer_path
 
   @classmethod
-  def from_loaded(cls, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None) -> "VilaU":
-    """A model from variables in memory; see load for the mesh."""
-    return cls(loaded, mesh)
+  def from_loaded(
+    cls,
+    loaded: LoadedModel,
+    mesh: jax.sharding.Mesh | None = None,
+    quantize: str | None = None,
+  ) -> "VilaU":
+    """A model from variables in memory; see load for the mesh and for `quantize`."""
+    return cls(loaded, mesh, quantize)
 
   # Drawing
 

@@ -49,6 +49,9 @@ _FIRST = flags.DEFINE_string(
 _AGAIN = flags.DEFINE_string(
   "from_metadata", None, "make the files of this metadata.json again", allow_override=True
 )
+_INT8 = flags.DEFINE_bool(
+  "int8", False, "weights in eight bits, for small devices", allow_override=True
+)
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", allow_override=True)
 
 
@@ -76,7 +79,7 @@ def draw(kind: str, prompts: list[str]) -> int:
   from vilau_jax.generate.gallery import Gallery
 
   gallery, watch = Gallery(_OUTPUT.value), Watch()
-  model = watch.load(_MODEL.value)
+  model = watch.load(_MODEL.value, quantize="int8" if _INT8.value else None)
   made_by = _made_by(model)
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
   with watch.drawing(len(tasks)):

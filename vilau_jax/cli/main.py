@@ -22,6 +22,7 @@ COMMANDS = {
   "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
+  "bench": ("vilau_jax.cli.bench", "speed of a size of model here: --preset | --model [--set]"),
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
 }
 

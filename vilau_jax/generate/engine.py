@@ -20,9 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
-from vilau_jax.generate import sampling
+from vilau_jax.generate import int8, sampling
 from vilau_jax.generate.cache import State, grow
 from vilau_jax.generate.placing import place
+from vilau_jax.layers.product import laid_out
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU
@@ -53,16 +54,24 @@ class Engine:
     prefix_caches: what the language model made of them, once it has.
   """
 
-  def __init__(self, config: VilaUConfig, variables: dict[str, Any], mesh: Mesh | None = None):
+  def __init__(
+    self,
+    config: VilaUConfig,
+    variables: dict[str, Any],
+    mesh: Mesh | None = None,
+    quantize: str | None = None,
+  ):
     """Args: config and variables of a model that has a language model, and perhaps the rest; a mesh
-    of this process's devices, over which weights and rows lie as the table in sharding.py says.
-    """
+    of this process's devices, over which weights and rows lie as the table in sharding.py says; and
+    whether weights become "int8" (see int8.py)."""
+    int8.check(quantize)
     if jax.default_backend() == "cpu":  # XLA has no fast half precision there
       config = dataclasses.replace(config, dtype="float32")
     self.config = dataclasses.replace(config, remat="none")
     params = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
-    self.params, self.stored = place(params, self.config, mesh)
-    self.mesh, self.prefix, self.prefix_caches = mesh, (), None
+    params, self.stored = place(params, self.config, mesh, quantize)
+    self.params = laid_out(params)
+    self.mesh, self.prefix, self.prefix_caches, self.quantized = mesh, (), None, quantize
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
     if book is not None and mesh is not None:

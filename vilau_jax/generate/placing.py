@@ -6,6 +6,7 @@ shards, so the host holds a few weights at a time and the devices never hold a s
 """
 
 import concurrent.futures
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
+from vilau_jax.generate import int8
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models.vilau import abstract_variables
 from vilau_jax.streaming import StoredArray
@@ -27,7 +29,7 @@ Key = tuple[str, ...]
 
 
 def place(
-  params: dict[str, Any], config: VilaUConfig, mesh: Mesh | None
+  params: dict[str, Any], config: VilaUConfig, mesh: Mesh | None, quantize: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Parameters as they are stored -> decoding parameters on the devices, and their stored dtypes.
 
@@ -35,6 +37,7 @@ def place(
     params: components of leaves that are arrays or StoredArray.
     config: of the model.
     mesh: None takes the default device; otherwise the table in sharding.py says where they go.
+    quantize: "int8" turns each product's weight into eight bits as it arrives; see int8.py.
 
   Raises:
     ValueError: if a mesh axis does not divide a parameter.
@@ -47,21 +50,26 @@ def place(
       sharding.state_shardings({k: boxed[k] for k in params}, mesh)
     )
   with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-    placed = list(readers.map(lambda key: list(_place(key, flat[key], where[key])), flat))
+    ready = functools.partial(_place, quantize=quantize)
+    placed = list(readers.map(lambda key: list(ready(key, flat[key], where[key])), flat))
   leaves = {key: leaf for some in placed for key, leaf, _ in some}
   dtypes = {key: dtype for some in placed for key, _, dtype in some}
   return traverse_util.unflatten_dict(leaves), traverse_util.unflatten_dict(dtypes)
 
 
-def _place(key: Key, leaf: Any, where: NamedSharding | None) -> Iterator[tuple[Key, Any, Any]]:
+def _place(
+  key: Key, leaf: Any, where: NamedSharding | None, quantize: str | None
+) -> Iterator[tuple[Key, Any, Any]]:
+  convert = int8.quantize_leaf if quantize else lambda _, leaf: leaf
   if key[0] in STACKS and key[1] == LAYERS:
     if where is not None:
       where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i, layer in enumerate(leaf.rows() if isinstance(leaf, StoredArray) else leaf):
-      yield (key[0], f"{LAYERS}_{i}", *key[2:]), _put(layer, where), leaf.dtype
+      own = (key[0], f"{LAYERS}_{i}", *key[2:])
+      yield own, convert(own, _put(layer, where)), leaf.dtype
   else:
     whole = leaf.read() if isinstance(leaf, StoredArray) else leaf
-    yield key, _put(whole, where), leaf.dtype
+    yield key, convert(key, _put(whole, where)), leaf.dtype
 
 
 def _put(leaf: Any, where: NamedSharding | None) -> jax.Array:

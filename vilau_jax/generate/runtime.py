@@ -46,7 +46,12 @@ class Runtime:
     settings: how conversations become sequences.
   """
 
-  def __init__(self, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None):
+  def __init__(
+    self,
+    loaded: LoadedModel,
+    mesh: jax.sharding.Mesh | None = None,
+    quantize: str | None = None,
+  ):
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = Tokenizer(loaded.tokenizer_path) if loaded.tokenizer_path else None
     params = loaded.variables["params"]
@@ -62,13 +67,22 @@ class Runtime:
       if not self._tower["quantizer"]:  # an imported SigLIP: encoders, and no codes
         self._parts.remove("tower")
     if "llm" in self._parts:
-      self.engine = Engine(self.config, loaded.variables, mesh)
+      self.engine = Engine(self.config, loaded.variables, mesh, quantize)
       self.settings = forms.SequenceSettings.from_model(self.config)
       if self.tokenizer is not None:
         self.engine.prefix = sequences.shared_beginning(self.tokenizer, self.settings)
 
   def variables(self) -> dict[str, Any]:
-    """All variables in the layout and dtypes they are saved in."""
+    """All variables in the layout and dtypes they are saved in.
+
+    Raises:
+      ValueError: if weights were quantised, which loses what they were.
+    """
+    if "llm" in self._parts and self.engine.quantized:
+      raise ValueError(
+        f"this model was loaded with quantize={self.engine.quantized!r}; what is saved or exported "
+        "are the weights themselves: load it without"
+      )
     variables: dict[str, Any] = {"params": {}}
     if self._tower:
       variables["params"]["tower"] = self._tower["params"]

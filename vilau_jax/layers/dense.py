@@ -5,29 +5,29 @@ import jax
 import jax.numpy as jnp
 
 from vilau_jax import sharding
+from vilau_jax.layers.product import product
 
 LECUN = nn.initializers.lecun_normal()
 
 
-def dense(
-  features: int,
-  axes: tuple[str, str],
-  name: str,
-  *,
-  dtype: jnp.dtype,
-  bias: bool = True,
-  init: nn.initializers.Initializer = LECUN,
-) -> nn.Dense:
-  """Projection with kernel [in, out]; parameters float32, compute in `dtype`."""
-  return nn.Dense(
-    features,
-    use_bias=bias,
-    dtype=dtype,
-    param_dtype=jnp.float32,
-    kernel_init=sharding.boxed(init, *axes),
-    bias_init=sharding.boxed(nn.initializers.zeros, axes[1]),
-    name=name,
-  )
+class Dense(nn.Module):
+  """Projection [..., I] -> [..., O] with kernel [I, O]; parameters float32, compute in `dtype`."""
+
+  features: int
+  axes: tuple[str, str]
+  bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  init: nn.initializers.Initializer = LECUN
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = sharding.boxed(self.init, *self.axes)
+    y = product(x, self.param("kernel", kernel, (x.shape[-1], self.features)), self.dtype)
+    if self.bias:
+      bias = sharding.boxed(self.bias_init, self.axes[1])
+      y = y + self.param("bias", bias, (self.features,)).astype(self.dtype)
+    return y
 
 
 class HeadsIn(nn.Module):
@@ -52,7 +52,7 @@ class HeadsIn(nn.Module):
       sharding.boxed(init, "embed", self.axis, "head_dim"),
       (width, self.heads, self.head_dim),
     )
-    y = jnp.einsum("...d,dhc->...hc", x.astype(self.dtype), kernel.astype(self.dtype))
+    y = product(x, kernel, self.dtype)
     if self.bias:
       zeros = sharding.boxed(nn.initializers.zeros, self.axis, "head_dim")
       y = y + self.param("bias", zeros, (self.heads, self.head_dim)).astype(self.dtype)
@@ -77,9 +77,7 @@ class HeadsOut(nn.Module):
     kernel = self.param(
       "kernel", sharding.boxed(init, "heads", "head_dim", "embed"), (heads, head_dim, self.width)
     )
-    # One product over H * C: over two axes, the CPU backend copies the kernel at every step.
-    x = x.astype(self.dtype).reshape(*x.shape[:-2], heads * head_dim)
-    y = x @ kernel.astype(self.dtype).reshape(heads * head_dim, self.width)
+    y = product(x, kernel, self.dtype, contracted=2)
     if self.bias:
       y = y + self.param(
         "bias", sharding.boxed(nn.initializers.zeros, "norm"), (self.width,)

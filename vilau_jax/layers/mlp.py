@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vilau_jax import sharding
-from vilau_jax.layers.dense import dense
+from vilau_jax.layers.dense import Dense
 
 gelu_tanh = functools.partial(nn.gelu, approximate=True)  # SigLIP
 gelu_exact = functools.partial(nn.gelu, approximate=False)  # projector, depth transformer
@@ -25,9 +25,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, L, D] -> [B, L, D]."""
-    y = dense(self.hidden, ("embed", "mlp"), "fc1", dtype=self.dtype, init=self.init)(x)
+    y = Dense(self.hidden, ("embed", "mlp"), name="fc1", dtype=self.dtype, init=self.init)(x)
     y = sharding.constrain(self.activation(y), "batch", "length", "act_mlp")
-    return dense(x.shape[-1], ("mlp", "embed"), "fc2", dtype=self.dtype, init=self.init)(y)
+    return Dense(x.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype, init=self.init)(y)
 
 
 class GatedMlp(nn.Module):
@@ -41,7 +41,7 @@ class GatedMlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, L, D] -> [B, L, D]."""
     project = dict(dtype=self.dtype, bias=False, init=self.init)
-    gate = dense(self.hidden, ("embed", "mlp"), "gate_proj", **project)(x)
-    up = dense(self.hidden, ("embed", "mlp"), "up_proj", **project)(x)
+    gate = Dense(self.hidden, ("embed", "mlp"), name="gate_proj", **project)(x)
+    up = Dense(self.hidden, ("embed", "mlp"), name="up_proj", **project)(x)
     y = sharding.constrain(nn.silu(gate) * up, "batch", "length", "act_mlp")
-    return dense(x.shape[-1], ("mlp", "embed"), "down_proj", **project)(y)
+    return Dense(x.shape[-1], ("mlp", "embed"), name="down_proj", **project)(y)

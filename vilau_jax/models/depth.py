@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import DepthConfig, QuantizerConfig
 from vilau_jax.layers.attention import Cache, MultiHeadAttention
-from vilau_jax.layers.dense import dense
+from vilau_jax.layers.dense import Dense
 from vilau_jax.layers.mlp import Mlp, gelu_exact
 from vilau_jax.layers.norm import LayerNorm
 from vilau_jax.layers.stack import scan_blocks, unroll_blocks
@@ -76,12 +76,12 @@ class DepthTransformer(nn.Module):
     if c.width % c.heads:
       raise ValueError(f"depth.heads {c.heads} must divide depth.width {c.width}")
     fields = dict(dtype=self.dtype, init=NORMAL)
-    self.in_mlp_1 = dense(c.width, ("mlp", "embed"), None, **fields)
-    self.in_mlp_2 = dense(c.width, ("mlp", "embed"), None, **fields)
+    self.in_mlp_1 = Dense(c.width, ("mlp", "embed"), **fields)
+    self.in_mlp_2 = Dense(c.width, ("mlp", "embed"), **fields)
     position = sharding.boxed(NORMAL, "depth", "embed")
     self.pos_emb_d = self.param("pos_emb_d", position, (self.codes.depth, c.width))
     self.classifier_norm = LayerNorm(c.eps)
-    self.classifier = dense(self.codes.entries, ("embed", "entries"), None, **fields)
+    self.classifier = Dense(self.codes.entries, ("embed", "entries"), **fields)
 
   def from_hidden(self, hidden: jax.Array) -> jax.Array:
     """Input of depth 0: the language model's hidden state [..., D] -> [..., W]."""

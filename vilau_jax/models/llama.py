@@ -15,6 +15,7 @@ from vilau_jax.layers.causal import causal_attend
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
+from vilau_jax.layers.product import product
 from vilau_jax.layers.rope import rotary, rotate
 from vilau_jax.layers.stack import scan_blocks, unroll_blocks
 
@@ -161,8 +162,7 @@ class Llama(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Next-token logits of the logical vocabulary: [..., D] -> float32 [..., V]."""
     kernel = self.embed_tokens.T if self.config.tied else self.lm_head
-    hidden, kernel = hidden.astype(self.dtype), kernel.astype(self.dtype)
-    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    logits = product(hidden, kernel, self.dtype, result=jnp.float32)
     return logits[..., : self.config.vocab_size]
 
   @nn.compact

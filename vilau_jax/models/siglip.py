@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import TextConfig, VisionConfig
 from vilau_jax.layers.attention import MultiHeadAttention
-from vilau_jax.layers.dense import LECUN, dense
+from vilau_jax.layers.dense import LECUN, Dense
 from vilau_jax.layers.mlp import Mlp, gelu_tanh
 from vilau_jax.layers.norm import LayerNorm
 from vilau_jax.layers.stack import scan_blocks
@@ -135,7 +135,7 @@ class TextEncoder(nn.Module):
 
   def setup(self):
     self.final_norm = LayerNorm(self.config.eps)
-    self.head = dense(self.config.width, ("embed", "mlp"), None, dtype=self.dtype)
+    self.head = Dense(self.config.width, ("embed", "mlp"), dtype=self.dtype)
 
   @nn.compact
   def last_hidden(self, ids: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.layers.attention import causal_mask
+from vilau_jax.layers.dense import Dense
 from vilau_jax.layers.mlp import gelu_exact
 from vilau_jax.layers.stack import unstack
 from vilau_jax.models import quantizer
@@ -50,12 +51,8 @@ class Projector(nn.Module):
       x = gelu_exact(x) if i else x
       axes = ("mlp", "embed") if i % 2 else ("embed", "mlp")
       draw = _uniform(x.shape[-1])
-      x = nn.Dense(
-        self.width,
-        dtype=self.dtype,
-        kernel_init=sharding.boxed(draw, *axes),
-        bias_init=sharding.boxed(draw, axes[1]),
-        name=f"layers_{2 * i}",
+      x = Dense(
+        self.width, axes, dtype=self.dtype, init=draw, bias_init=draw, name=f"layers_{2 * i}"
       )(x)
     return x
 

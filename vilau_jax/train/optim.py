@@ -164,9 +164,7 @@ def _muon(optim: ConfigDict) -> optax.GradientTransformation:
   )
   rest = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
   label = lambda path, _: "rest" if axes(path) is None else "matrices"  # noqa: E731
-  return optax.partition(
-    {"matrices": matrices, "rest": rest}, lambda tree: _by_path(label, tree)
-  )
+  return optax.partition({"matrices": matrices, "rest": rest}, lambda tree: _by_path(label, tree))
 
 
 def _by_path(fn, tree: Tree) -> Tree:

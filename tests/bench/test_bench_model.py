@@ -1,0 +1,63 @@
+"""`vilau bench` on a tiny model: every workload runs and its figures agree with each other."""
+
+import json
+
+import pytest
+
+from vilau_jax.bench import model
+from vilau_jax.bench.workloads import Sizes
+from vilau_jax.cli import bench, main
+from vilau_jax.config import VilaUConfig
+
+
+def test_every_workload_is_timed():
+  sizes = Sizes(batch=2, prompt=7, length=32, positions=8)
+  result = model.measure(VilaUConfig.from_preset("tiny"), sizes, rounds=3)
+  rows = {row["name"]: row for row in result["rows"]}
+  assert list(rows) == list(model.NAMES)
+  assert rows["prefill"]["unit"] == "positions" and rows["text"]["unit"] == "tokens"
+  for name, row in rows.items():
+    assert row["ms"] > 0
+    assert row["per_s"] * row["ms_per_unit"] == pytest.approx(1000), name
+    assert ("gb_per_s" in row) == (name in ("text", "image"))
+  # Drawing reads the language model once and the depth transformer R times.
+  read = {name: rows[name]["gb_per_s"] * rows[name]["ms"] * 1e6 for name in ("text", "image")}
+  llm = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64) + 64
+  head = 2 * (12 * 32 * 32 - 4 * 32 * 32 + 9 * 32 + 2 * 32) + 3 * 32 + 2 * 32 + 32 * 32 + 32
+  cache = 2 * 2 * 2 * (7 + 8) * 16
+  projector = 32 * 64 + 64 + 64 * 64 + 64
+  assert read["text"] == pytest.approx(4 * (llm + 2 * cache + 64 * 516), rel=1e-6)
+  assert read["image"] > 4 * (llm + 3 * head * 0.9 + projector)
+
+
+def test_the_command_writes_a_table_and_json(tmp_path, capsys):
+  path = tmp_path / "bench.json"
+  assert not main.run([
+    "bench", "--preset=tiny", "--only=text", "--set=llm.depth=1,llm.tied=true", "--rounds=2",
+    "--positions=4", f"--json={path}",
+  ])  # fmt: skip
+  assert "tokens" in capsys.readouterr().out
+  written = json.loads(path.read_text())
+  assert written["config"]["llm"]["depth"] == 1 and written["config"]["llm"]["tied"]
+  assert written["copy_gb_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--preset=tiny", "--set=llm.depht=1"], "llm.depth"),
+    (["--preset=tiny", "--set=llm"], "FIELD=VALUE"),
+    (["--preset=tiny", "--only=speed"], "unknown workloads"),
+    (["--preset=tiny", "--rounds=0"], "--rounds must be at least 1"),
+    (["--preset=quickstart", "--only=text"], "llm.vocab_size"),
+    (["--preset=rqvae_256", "--only=text"], "needs a llm"),
+    ([], "--preset=NAME"),
+  ],
+)
+def test_bad_input_is_named(arguments, said, capsys):
+  reset = ["--set=", "--only=tower_encode", "--rounds=1"]
+  if not arguments:
+    bench._PRESET.value = None
+    reset = []
+  assert main.run(["bench", *reset, *arguments]) == 2
+  assert said in capsys.readouterr().err

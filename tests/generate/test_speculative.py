@@ -1,0 +1,147 @@
+"""Coupled speculative decoding: the joint distribution of the codes is the model's own, exactly."""
+
+import dataclasses
+import functools
+import itertools
+
+import golden_model
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vilau_jax.data.forms import SequenceSettings
+from vilau_jax.data.sequence import drawing_prompt, unconditional_prompt
+from vilau_jax.data.tokenizer import Tokenizer
+from vilau_jax.generate import image, sampling, speculative
+from vilau_jax.generate.engine import Engine
+
+# False alarms of the chi-square test: one in a million choices of SEED and of random weights.
+FALSE_ALARM, SEED = 1e-6, 5
+WISH = sampling.Sampling(temperature=0.9, top_k=2, top_p=0.97, cfg_scale=1.5)
+DEPTH, ENTRIES, POSITIONS = 2, 3, 4
+
+
+@functools.cache
+def toy(sharpness: float = 25.0) -> Engine:
+  """Four positions of two codes out of three, with weights large enough that codes depend on what
+  stands before them."""
+  tower = dict(
+    vision=dict(image_size=16, patch_size=8), quantizer=dict(depth=DEPTH, entries=ENTRIES),
+    decoder=dict(resolution=16),
+  )  # fmt: skip
+  loaded = golden_model.tiny(tower=tower, sampling=dict(top_k=2))
+  keys = iter(jax.random.split(jax.random.key(SEED), 1000))
+
+  def louder(path, leaf):
+    if "kernel" not in str(path[-1]):
+      return leaf
+    return leaf + 0.02 * sharpness * jax.random.normal(next(keys), leaf.shape)
+
+  params = dict(loaded.variables["params"])
+  params["depth"] = jax.tree_util.tree_map_with_path(louder, params["depth"])
+  book = jax.random.normal(next(keys), loaded.variables["quantizer"]["codebook"].shape)
+  params["projector"] = jax.tree_util.tree_map_with_path(louder, params["projector"])
+  variables = {"params": params, "quantizer": {"codebook": book}}
+  return Engine(loaded.config, variables)
+
+
+@functools.cache
+def prompts(engine):
+  tokenizer, settings = (
+    Tokenizer(golden_model.TOKENIZER),
+    SequenceSettings.from_model(engine.config),
+  )
+  given = [
+    drawing_prompt(t, tokenizer, settings, "image") for t in ("A dog.", "The sea, at night.")
+  ]
+  return given, unconditional_prompt(tokenizer, settings, "image")
+
+
+def exact(engine, wish) -> np.ndarray:
+  """Probability of each of the E**(T R) pictures of the first prompt, by teacher forcing."""
+  given, unconditional = prompts(engine)
+  every = np.array(list(itertools.product(range(ENTRIES), repeat=POSITIONS * DEPTH)), np.int32)
+  every = every.reshape(-1, POSITIONS, DEPTH)
+  logits = []
+  for prompt in (given[0], unconditional):
+    size, count = len(prompt.tokens), len(every)
+    tokens = np.tile(np.concatenate([prompt.tokens, np.zeros(POSITIONS, np.int32)]), (count, 1))
+    places = np.tile(np.arange(size, size + POSITIONS, dtype=np.int32), (count, 1))
+    batch = dict(
+      tokens=tokens, segment_ids=np.ones_like(tokens), visual_position=places, codes=every,
+      positions=np.tile(np.arange(tokens.shape[1], dtype=np.int32), (count, 1)),
+    )  # fmt: skip
+    hidden = engine.hidden(batch)[:, size - 1 : size - 1 + POSITIONS]
+    flat = engine.code_logits(hidden.reshape(-1, hidden.shape[-1]), every.reshape(-1, DEPTH))
+    logits.append(flat.reshape(-1, ENTRIES))
+  pairs = jnp.concatenate(logits)
+  p, finite = speculative.distribution(pairs, wish.values(ENTRIES), wish.switches(ENTRIES))
+  assert finite.all()
+  chosen = np.take_along_axis(np.asarray(p, np.float64), every.reshape(-1, 1), axis=1)
+  return chosen.reshape(len(every), -1).prod(axis=1)
+
+
+def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+  """Probability of a worse fit; cells expected less than five times are taken together."""
+  expected = probabilities * counts.sum()
+  rare = expected < 5
+  observed = np.append(counts[~rare], counts[rare].sum())
+  expected = np.append(expected[~rare], expected[rare].sum())
+  if expected[-1] < 1e-9:
+    assert observed[-1] == 0  # what cannot be drawn is not drawn
+    observed, expected = observed[:-1], expected[:-1]
+  statistic = np.sum((observed - expected) ** 2 / expected)
+  return float(jax.scipy.stats.chi2.sf(statistic, len(observed) - 1))
+
+
+def test_the_joint_distribution_is_unchanged():
+  """20,000 pictures against the exact law of all 6561; the same pictures are far from other laws,
+  so the test has power."""
+  engine = toy()
+  given, unconditional = prompts(engine)
+  counts, passes = np.zeros(ENTRIES ** (POSITIONS * DEPTH)), []
+  weights = ENTRIES ** np.arange(POSITIONS * DEPTH)[::-1]
+  for start in range(0, 20_000, 2_000):
+    codes, taken = speculative.generate_codes(
+      engine, [given[0]] * 2_000, unconditional, WISH, range(start, start + 2_000), window=3
+    )
+    np.add.at(counts, codes.reshape(len(codes), -1) @ weights, 1)
+    passes.append(taken)
+  law = exact(engine, WISH)
+  assert law.sum() == pytest.approx(1, abs=1e-4) and (law > 1e-4).sum() > 50
+  assert chi_square(counts, law) > FALSE_ALARM
+  for other in (dict(temperature=1.0), dict(cfg_scale=1.7), dict(top_k=None)):
+    assert chi_square(counts, exact(engine, dataclasses.replace(WISH, **other))) < 1e-9
+  passes = np.concatenate(passes)
+  assert passes.max() <= POSITIONS and passes.mean() < 0.95 * POSITIONS
+
+
+def test_greedy_codes_are_those_of_plain_decoding():
+  """Also with a window beyond the end, and prompts of different lengths."""
+  engine = toy()
+  given, unconditional = prompts(engine)
+  wish = sampling.Sampling(temperature=0.0, cfg_scale=2.0)
+  plain = image.generate_codes(engine, given, unconditional, wish, [0, 1])
+  for window in (1, 3, 8):
+    codes, passes = speculative.generate_codes(
+      engine, given, unconditional, wish, [0, 1], window=window
+    )
+    np.testing.assert_array_equal(codes, plain)
+    assert (passes == POSITIONS).all() if window == 1 else (passes <= POSITIONS).all()
+
+
+def test_an_output_does_not_depend_on_its_company():
+  engine = toy()
+  given, unconditional = prompts(engine)
+  both, passes = speculative.generate_codes(engine, given, unconditional, WISH, [3, 4])
+  alone, taken = speculative.generate_codes(engine, given[1:], unconditional, WISH, [4])
+  np.testing.assert_array_equal(alone[0], both[1])
+  assert taken[0] == passes[1]
+
+
+def test_bad_input_is_named():
+  engine = toy()
+  given, unconditional = prompts(engine)
+  with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+    speculative.generate_codes(engine, given, unconditional, WISH, [0, 1], window=0)

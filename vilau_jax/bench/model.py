@@ -1,0 +1,107 @@
+"""Times the parts of a model on this machine, against its own memory bandwidth."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vilau_jax.bench.workloads import Bench, Sizes, Workload
+from vilau_jax.config import VilaUConfig
+
+NAMES = ("tower_encode", "tower_decode", "prefill", "text", "image", "train")
+_COPIED = 2**28  # bytes of the array whose copying gives the bandwidth
+
+
+def measure(
+  config: VilaUConfig, sizes: Sizes, only: Iterable[str] = NAMES, rounds: int = 10
+) -> dict[str, Any]:
+  """Runs workloads one after the other; each is called twice to compile, then `rounds` times.
+
+  Returns:
+    {"device", "copy_gb_per_s", "rows": [{"name", "ms", "spread", "unit", "per_s", "ms_per_unit",
+    "gb_per_s", "of_copy"}]}: medians, the middle half's width relative to them, and for what is
+    bound by memory the bytes it must read a second, also relative to the copy bandwidth.
+
+  Raises:
+    ValueError: for an unknown workload, or one whose component the config lacks.
+  """
+  only = list(only)
+  unknown = [name for name in only if name not in NAMES]
+  if unknown:
+    raise ValueError(f"unknown workloads {unknown}; known: {', '.join(NAMES)}")
+  if rounds < 1:
+    raise ValueError(f"rounds must be at least 1, got {rounds}")
+  for name in only:
+    _check(config, name)
+  bandwidth = copy_bandwidth()
+  bench = Bench(config, sizes)
+  rows = [_row(name, getattr(bench, name)(), rounds, bandwidth) for name in only]
+  device = jax.devices()[0]
+  return {
+    "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+    "jax": jax.__version__,
+    "config": bench.config.to_dict(),
+    "sizes": vars(sizes),
+    "copy_gb_per_s": bandwidth / 1e9,
+    "rows": rows,
+  }
+
+
+def copy_bandwidth(rounds: int = 5) -> float:
+  """Bytes a second that the first device reads and writes while it copies a large array."""
+  source = jnp.zeros(_COPIED // 4, jnp.float32)
+  copy = jax.jit(lambda x: x + 1)
+  return 2 * _COPIED / statistics.median(seconds(lambda: copy(source), rounds))
+
+
+def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
+  """Times of `rounds` calls, results awaited, after two that are not counted."""
+  taken = []
+  for _ in range(rounds + 2):
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    taken.append(time.perf_counter() - began)
+  return taken[2:]
+
+
+def _row(name: str, workload: Workload, rounds: int, bandwidth: float) -> dict[str, Any]:
+  taken = seconds(workload.call, rounds)
+  median = statistics.median(taken)
+  row = {
+    "name": name,
+    "ms": 1e3 * median,
+    "spread": _spread(taken) / median,
+    "unit": workload.unit,
+    "per_s": workload.work / median,
+    "ms_per_unit": 1e3 * median / workload.work,
+  }
+  if workload.bytes is not None:
+    rate = workload.bytes / median
+    row |= {"gb_per_s": rate / 1e9, "of_copy": rate / bandwidth}
+  return row
+
+
+def _spread(taken: list[float]) -> float:
+  if len(taken) < 2:
+    return 0.0
+  low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
+  return high - low
+
+
+def _check(config: VilaUConfig, name: str) -> None:
+  needs = {
+    "tower_encode": ("tower",),
+    "tower_decode": ("tower",),
+    "prefill": ("llm",),
+    "text": ("llm",),
+    "image": ("tower", "llm", "depth"),
+    "train": ("tower", "llm", "depth"),
+  }
+  missing = [part for part in needs[name] if getattr(config, part) is None]
+  if missing:
+    raise ValueError(
+      f"workload {name!r} needs a {' and a '.join(missing)}; {config.name!r} has none"
+    )

@@ -1,0 +1,99 @@
+"""how fast a model of some size runs on this machine
+
+vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,llm.width=1024,depth.width=1024] [--json=FILE]
+vilau bench --model=DIR --only=image,text --batch_size=8
+    random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
+    step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
+    of a copy on the same device.
+"""
+
+import json
+import pathlib
+
+import yaml
+from absl import flags
+
+# Overridable, so that several commands can be imported into one process.
+_MODEL = flags.DEFINE_string(
+  "model", None, "model directory or training workdir, for its size", allow_override=True
+)
+_PRESET = flags.DEFINE_string("preset", None, "name of an architecture", allow_override=True)
+_SET = flags.DEFINE_list("set", [], "fields of the architecture: llm.depth=16", allow_override=True)
+_ONLY = flags.DEFINE_list("only", None, "workloads, default all", allow_override=True)
+_BATCH = flags.DEFINE_integer("batch_size", 1, "pictures or rows at once", allow_override=True)
+_PROMPT = flags.DEFINE_integer("prompt_length", 64, "positions", allow_override=True)
+_LENGTH = flags.DEFINE_integer("row_length", 256, "of a training row", allow_override=True)
+_POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", allow_override=True)
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", allow_override=True)
+_JSON = flags.DEFINE_string("json", None, "file for the figures", allow_override=True)
+
+
+def main(argv: list[str]) -> int:
+  if argv or (_MODEL.value is None) == (_PRESET.value is None):
+    raise ValueError("give either --model=DIR or --preset=NAME")
+  for flag in (_BATCH, _PROMPT, _LENGTH, _POSITIONS, _ROUNDS):
+    if flag.value < 1:
+      raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
+  from vilau_jax import checkpoint  # flags first: jax takes seconds
+  from vilau_jax.bench import model
+  from vilau_jax.bench.workloads import Sizes
+  from vilau_jax.config import VilaUConfig
+
+  if _PRESET.value is not None:
+    config = VilaUConfig.from_preset(_PRESET.value)
+  else:
+    config = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
+  config = config.with_overrides(**overrides(_SET.value))
+  sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value)
+  result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1), encoding="utf-8")
+  show(result)
+  return 0
+
+
+def overrides(assignments: list[str]) -> dict:
+  """["llm.depth=16"] -> {"llm": {"depth": 16}}.
+
+  Raises:
+    ValueError: for something that is no assignment.
+  """
+  tree: dict = {}
+  for text in assignments:
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+      raise ValueError(f"--set takes FIELD=VALUE, for example llm.depth=16; got {text!r}")
+    *parents, leaf = path.split(".")
+    at = tree
+    for name in parents:
+      at = at.setdefault(name, {})
+    at[leaf] = yaml.safe_load(value)
+  return tree
+
+
+def show(result: dict) -> None:
+  """Prints the table."""
+  from rich.console import Console
+  from rich.table import Table
+
+  title = f"{result['device']}, copies at {result['copy_gb_per_s']:.1f} GB/s"
+  table = Table(
+    "workload", "ms a call", "+-", "a second", "ms each", "GB/s", "of copy", title=title
+  )
+  for row in result["rows"]:
+    bound = ("-", "-")
+    if "gb_per_s" in row:
+      bound = (f"{row['gb_per_s']:.1f}", f"{row['of_copy']:.0%}")
+    table.add_row(
+      row["name"], f"{row['ms']:.2f}", f"{row['spread']:.0%}",
+      f"{row['per_s']:,.1f} {row['unit']}", f"{row['ms_per_unit']:.2f}", *bound,
+    )  # fmt: skip
+  Console().print(table)
+
+
+def _possible(config) -> list[str]:
+  if config.llm is None:
+    return ["tower_encode", "tower_decode"]
+  if config.tower is None or config.depth is None:
+    return ["prefill", "text"]
+  return ["tower_encode", "tower_decode", "prefill", "text", "image", "train"]
