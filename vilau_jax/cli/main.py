@@ -21,6 +21,7 @@ COMMANDS = {
   "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
+  "plan": ("vilau_jax.cli.plan", "does a run fit, and how fast: --config --topology=v5e:16x16"),
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
 }
 

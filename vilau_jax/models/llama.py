@@ -117,7 +117,9 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Token embeddings: int32 [B, L] -> [B, L, D]. An id beyond the table gives NaN."""
-    x = jnp.take(self.embed_tokens, tokens, axis=0, mode="fill").astype(self.dtype)
+    # Rows are read whole: gathering their parts first is cheaper than resharding the result.
+    table = sharding.constrain(self.embed_tokens.astype(self.dtype), "vocab", None)
+    x = jnp.take(table, tokens, axis=0, mode="fill")
     return sharding.constrain(x, "batch", "length", "act_embed")
 
   def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:

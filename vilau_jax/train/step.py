@@ -109,12 +109,12 @@ def compiled_step(stage: Any, state: State) -> Any:
 def _placed(boxed: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    _unboxed(boxed),
+    unboxed(boxed),
     sharding.state_shardings(boxed, mesh),
   )
 
 
-def _unboxed(tree: Any) -> Any:  # nn.unbox refuses abstract leaves under a mesh
+def unboxed(tree: Any) -> Any:  # nn.unbox refuses abstract leaves under a mesh
   box = nn.LogicallyPartitioned
   return jax.tree.map(
     lambda x: x.value if isinstance(x, box) else x, tree, is_leaf=lambda x: isinstance(x, box)
