@@ -234,7 +234,7 @@ def vgg_forward(side: int) -> float:
 
 
 def patch_gan_forward(side: int, channels: int, layers: int) -> float:
-  """One image through the discriminator: `layers` convolutions of stride 2, then two of stride 1."""
+  """One image through the discriminator: `layers` convolutions of stride 2, two of stride 1."""
   total, before = 0.0, 3
   for i in range(layers):
     side, width = side // 2, channels * min(2**i, 8)

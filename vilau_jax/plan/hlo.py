@@ -298,11 +298,17 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-  """All communication, as often as it runs."""
-  found = []
+  """All communication, as often as it runs.
+
+  A TPU overlaps one with other work by writing it into several fusions, of which the first, marked
+  as its start, is counted.
+  """
+  found, started = [], _split_channels(program)
   for computation, i, times, _ in runs(program):
     kind = i.op.removesuffix("-start")
     if kind not in COLLECTIVES:
+      continue
+    if _channel(i) in started and not _starts(program, computation):
       continue
     ins = [_shape_of(program, computation, o).bytes for o in i.operands]
     outs = [a.bytes for a in i.arrays]
@@ -312,6 +318,27 @@ def collectives(program: Program, devices: int) -> list[Collective]:
     kind = "reduce-scatter" if _scatters(kind, computation) else kind
     found.append(Collective(kind, _groups(i, devices), size, times, i.name))
   return found
+
+
+def _channel(i: Instruction) -> str:
+  match = re.search(r"channel_id=(\d+)", i.rest)
+  return match[1] if match else i.name
+
+
+def _starts(program: Program, computation: str) -> bool:
+  body = program.computations[computation].values()
+  return any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in body)
+
+
+def _split_channels(program: Program) -> set[str]:
+  """Channels of collectives that are written into several fusions."""
+  return {
+    _channel(i)
+    for name, body in program.computations.items()
+    if _starts(program, name)
+    for i in body.values()
+    if i.op in COLLECTIVES
+  }
 
 
 def _scatters(kind: str, computation: str) -> bool:
@@ -330,12 +357,32 @@ def _groups(i: Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
     if iota[3]:
       ids = ids.transpose([int(n) for n in iota[3].split(",")])
     return tuple(map(tuple, ids.reshape(shape).tolist()))
+  named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", i.rest)
+  if named:
+    return _named_groups(named[1], named[2])
   listed = re.search(r"replica_groups=\{(.*?)\}\}", i.rest)
   if listed:
     return tuple(
       tuple(int(n) for n in g.split(",")) for g in re.findall(r"\{([\d,]+)", listed[0][15:])
     )
   return (tuple(range(devices)),)
+
+
+def _named_groups(mesh: str, axes: str) -> tuple[tuple[int, ...], ...]:
+  """mesh['axis_0'=4,'axis_1'=2] {'axis_1'}: groups along the named axes of devices in order.
+
+  Raises:
+    ValueError: for parts of axes or devices in another order, which no mesh of ours makes.
+  """
+  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  inside = re.findall(r"'(\w+)'", axes)
+  if "(" in axes or "device_ids" in mesh or not set(inside) <= set(sizes):
+    raise ValueError(f"replica groups of a kind that is not understood: mesh[{mesh}] {{{axes}}}")
+  ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  outside = [k for k, name in enumerate(sizes) if name not in inside]
+  order = outside + [list(sizes).index(name) for name in inside]
+  width = math.prod(sizes[name] for name in inside)
+  return tuple(map(tuple, ids.transpose(order).reshape(-1, width).tolist()))
 
 
 def mesh_axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> str:

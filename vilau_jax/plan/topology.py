@@ -77,7 +77,11 @@ class Topology:
     """Options of the compiler: on GPUs nothing can be timed, and CUDA's tools must be found."""
     if not self.chip.is_gpu:
       return {}
-    return {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": str(_cuda_folder())}
+    return {
+      "xla_gpu_autotune_level": 0,
+      "xla_gpu_enable_triton_gemm": False,  # its tilings are found by timing
+      "xla_gpu_cuda_data_dir": str(_cuda_folder()),
+    }
 
 
 def parse(name: str) -> Topology:
