@@ -7,7 +7,7 @@ vilau train --config=configs/tower_recipes.py:c0 --workdir=gs://BUCKET/recipe_c0
 |---|---|---|
 | c0 | everything from scratch, the text encoder learns too | about 5 % top-1 after several epochs |
 | c1 | only the text encoder starts from SigLIP | alignment too slow at batch 512 |
-| c2 | a CNN encoder and the decoder from RQ-VAE, the rest from scratch, the text encoder learns | as c1 |
+| c2 | a CNN encoder and the decoder from RQ-VAE, all else from scratch | as c1 |
 | c3 | the vision encoder is frozen; decoder and codebook learn | poor reconstruction |
 | c4 | the text encoder learns | the contrastive loss damages the text weights early |
 
@@ -33,7 +33,7 @@ RECIPES = {
 def get_config(arg="c0"):
   recipe = defaults.pick(arg, RECIPES)
   c = defaults.tower()
-  c.model.preset = "vilau_c2_256" if arg == "c2" else "vilau_7b_256"
+  c.model.preset = "recipe_c2_256" if arg == "c2" else "vilau_7b_256"
   c.steps, c.batch_size = 200_000, 512
   c.mesh.update(dict(data=-1, fsdp=8))
   c.init_from = recipe["init_from"]

@@ -12,6 +12,7 @@ vilau plan .. --what_if
 """
 
 import json
+import os
 import sys
 
 from absl import flags
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"unexpected {argv}; see vilau plan --help")
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise ValueError("give --config=FILE.py and --topology=CHIP:SHAPE; see vilau plan --help")
+  # No device of this machine takes part; JAX would look for one in vain, and say so.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from rich.console import Console  # flags first: jax takes seconds
 
   from vilau_jax.cli.train import read_config

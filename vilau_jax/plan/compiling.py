@@ -37,9 +37,12 @@ class Plan:
   text: str = dataclasses.field(default="", repr=False)
 
 
-def make_mesh(config: ConfigDict, topology: Topology) -> Mesh:
-  """The config's mesh over the machine's devices."""
-  return sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+def make_mesh(config: ConfigDict, topology: Topology, workload: str = "train") -> Mesh:
+  """The config's mesh over the machine's devices; drawing shares every product by all devices, and
+  tokenizing gives each its own pictures."""
+  axes = {"generate": dict(data=1, tensor=-1), "tokenize": dict(data=-1)}
+  axes = axes.get(workload) or config.mesh.to_dict()
+  return sharding.make_mesh(**axes, devices=topology.devices)
 
 
 def make_plan(config: ConfigDict, topology: Topology, workload: str = "train") -> Plan:
@@ -50,7 +53,7 @@ def make_plan(config: ConfigDict, topology: Topology, workload: str = "train") -
   """
   if workload not in programs.WORKLOADS:
     raise ValueError(f"--workload must be one of {programs.WORKLOADS}, got {workload!r}")
-  mesh = make_mesh(config, topology)
+  mesh = make_mesh(config, topology, workload)
   with quiet_compiler():
     work = getattr(programs, workload)(config, mesh)
     try:
@@ -107,12 +110,16 @@ def _does_not_fit(message: str, topology: Topology, work: Any) -> dict[str, Any]
   Raises:
     ValueError: if it was refused for another reason.
   """
-  used = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
-  if not used:
+  kept = programs.device_bytes(work.arguments)
+  whole = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+  temporary = re.search(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM", message)
+  if whole:
+    total = float(whole[1]) * _UNITS[whole[2]]
+  elif temporary:
+    total = float(temporary[1]) * _UNITS[temporary[2]] + kept
+  else:
     lines = [line for line in message.splitlines() if line.strip()]
     raise ValueError(f"this program does not compile for {topology.name}: {lines[0][:600]}")
-  total = float(used[1]) * _UNITS[used[2]]
-  kept = programs.device_bytes(work.arguments)
   return {
     "fits": False, "memory_gib_per_device": _memory(topology, work, total - kept, total),
     "flops_per_device": None, "bytes_per_device": None, "collectives": [], "roofline": None,
