@@ -75,7 +75,7 @@ def mesh(**sizes):
     ("vilau_7b_256", dict(fsdp=256)),
     ("vilau_7b_256", dict(fsdp=32, tensor=8)),
     ("vilau_7b_384", dict(fsdp=128)),
-    ("vilau_7b_384", dict(fsdp=64, tensor=16)),
+    ("vilau_7b_384", dict(fsdp=64, tensor=8)),
     ("vilau_1b3_256", dict(fsdp=64)),
   ],
 )

@@ -96,6 +96,10 @@ def test_collectives_over_two_axes_and_inside_loops():
     ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
     ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", ((0, 2), (1, 3))),
+    (
+      "replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}",
+      ((0, 1), (2, 3)),
+    ),
     ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
     ("replica_groups={}", ((0, 1, 2, 3),)),
   ],

@@ -54,7 +54,7 @@ def test_the_step_of_the_language_model_compiles(plans, name):
   memory = result["memory_gib_per_device"]
   assert 0 < memory["parameters"] + memory["optimizer"] + memory["temporaries"] <= memory["total"]
   assert 1.0 < result["flops_per_device"]["ratio"] < 2.5  # rematerialised, small and half empty
-  assert result["bytes_per_device"]["ratio"] > 1
+  assert result["bytes_per_device"]["ratio"] > 0.5  # so small a model half stays on the chip
   kinds = {(row["kind"], row["axis"]) for row in result["collectives"]}
   assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp")} <= kinds
   assert {axis for _, axis in kinds} == {"fsdp"}

@@ -347,42 +347,55 @@ def _scatters(kind: str, computation: str) -> bool:
 
 
 def _groups(i: Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
+  """Who talks to whom; XLA has five ways to write it.
+
+  Raises:
+    ValueError: for a sixth.
+  """
   pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", i.rest)
   if pairs:
     return tuple(tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)", pairs[0]))
   iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", i.rest)
   if iota:
-    shape, sizes = ([int(n) for n in g.split(",")] for g in (iota[1], iota[2]))
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    if iota[3]:
-      ids = ids.transpose([int(n) for n in iota[3].split(",")])
-    return tuple(map(tuple, ids.reshape(shape).tolist()))
-  named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", i.rest)
+    return _rows(_iota(iota[2], iota[3]).reshape(_numbers(iota[1])))
+  named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", i.rest)
   if named:
-    return _named_groups(named[1], named[2])
-  listed = re.search(r"replica_groups=\{(.*?)\}\}", i.rest)
-  if listed:
-    return tuple(
-      tuple(int(n) for n in g.split(",")) for g in re.findall(r"\{([\d,]+)", listed[0][15:])
-    )
-  return (tuple(range(devices)),)
+    return _named_groups(named[1], named[2], named[3])
+  listed = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", i.rest)
+  if not listed:
+    raise ValueError(f"{i.name}: replica groups of a kind that is not understood: {i.rest[:300]}")
+  groups = tuple(tuple(_numbers(g)) for g in re.findall(r"\{(\d[\d,]*)\}", listed[1]))
+  return groups or (tuple(range(devices)),)
 
 
-def _named_groups(mesh: str, axes: str) -> tuple[tuple[int, ...], ...]:
-  """mesh['axis_0'=4,'axis_1'=2] {'axis_1'}: groups along the named axes of devices in order.
+def _numbers(text: str) -> list[int]:
+  return [int(n) for n in text.split(",")]
 
-  Raises:
-    ValueError: for parts of axes or devices in another order, which no mesh of ours makes.
-  """
+
+def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
+  return tuple(map(tuple, ids.tolist()))
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+  """0, 1, 2, .. in a shape whose axes are then permuted."""
+  sizes = _numbers(shape)
+  ids = np.arange(math.prod(sizes)).reshape(sizes)
+  return ids.transpose(_numbers(order)) if order else ids
+
+
+def _named_groups(mesh: str, devices: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
+  """mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}: groups along named axes."""
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
   inside = re.findall(r"'(\w+)'", axes)
-  if "(" in axes or "device_ids" in mesh or not set(inside) <= set(sizes):
-    raise ValueError(f"replica groups of a kind that is not understood: mesh[{mesh}] {{{axes}}}")
-  ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-  outside = [k for k, name in enumerate(sizes) if name not in inside]
-  order = outside + [list(sizes).index(name) for name in inside]
+  order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", devices) if devices else None
+  if "(" in axes or bool(devices) != bool(order):
+    raise ValueError(f"replica groups not understood: mesh[{mesh}] ({devices}) {{{axes}}}")
+  ids = _iota(order[1], order[2]) if order else np.arange(math.prod(sizes.values()))
+  ids = ids.reshape(tuple(sizes.values()))
+  names = list(sizes)
+  outside = [k for k, name in enumerate(names) if name not in inside]
   width = math.prod(sizes[name] for name in inside)
-  return tuple(map(tuple, ids.transpose(order).reshape(-1, width).tolist()))
+  return _rows(ids.transpose(outside + [names.index(n) for n in inside]).reshape(-1, width))
 
 
 def mesh_axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> str:

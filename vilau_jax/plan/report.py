@@ -14,8 +14,9 @@ COMPILED = (
   "loops, every branch taken, attention kernels by the analytic model"
 )
 BYTES = (
-  "bytes: what the optimised program's operations read and write in device memory; minimum for "
-  "training: weights twice, optimizer state read and written; for drawing: weights and cache"
+  "bytes: what the optimised program's operations read and write in device memory (what stays on "
+  "chip costs nothing); minimum for training: weights twice, optimizer state read and written; for "
+  "drawing: weights and cache"
 )
 ROOFLINE = (
   "roofline: the largest of compute, memory and network, each at its peak and hidden behind the "
@@ -65,25 +66,33 @@ def work_table(plan: Plan) -> Table:
   table = Table("work a device and step", "", "against", "", "ratio")
   flops, moved = r["flops_per_device"], r["bytes_per_device"]
   table.add_row(
-    "compiled TFLOP", f"{flops['compiled'] / 1e12:.2f}", "model TFLOP",
-    f"{flops['model'] / 1e12:.2f}", f"{flops['ratio']:.3f}",
+    "FLOPs, compiled", amount(flops["compiled"]), "model", amount(flops["model"]),
+    f"{flops['ratio']:.3f}",
   )  # fmt: skip
   table.add_row(
-    "GB moved", f"{moved['accessed'] / 1e9:.2f}", "at least", f"{moved['minimum'] / 1e9:.2f}",
+    "bytes moved", amount(moved["accessed"]), "minimum", amount(moved["minimum"]),
     f"{moved['ratio']:.3f}",
   )  # fmt: skip
   table.add_section()
   for name, value in plan.work.model_flops.items():
     if name != "total":
-      table.add_row(f"  model: {name}", f"{value / size / 1e12:.2f}", "", "", "")
+      table.add_row(f"  model: {name}", amount(value / size), "", "", "")
   return table
+
+
+def amount(value: float) -> str:
+  """Four digits and a decimal prefix: 12.34 G."""
+  for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+    if value >= factor:
+      return f"{value / factor:.4g} {prefix}"
+  return f"{value:.4g}"
 
 
 def network_table(plan: Plan) -> Table:
   """Communication by kind and mesh axis."""
-  table = Table("collective", "mesh axis", "GB a device and step", "calls")
+  table = Table("collective", "mesh axis", "bytes a device and step", "calls")
   for row in plan.result["collectives"]:
-    table.add_row(row["kind"], row["axis"], f"{row['bytes'] / 1e9:.3f}", str(row["count"]))
+    table.add_row(row["kind"], row["axis"], amount(row["bytes"]), str(row["count"]))
   if not plan.result["collectives"]:
     table.add_row("none", "", "", "")
   return table

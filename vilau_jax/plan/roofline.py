@@ -58,7 +58,7 @@ def _bandwidth(topology: Topology, groups: Sequence[Sequence[int]]) -> float:
     hosts = {i // local for i in groups[0]}
     # Across hosts an array enters a host through the NICs of all its GPUs that take part.
     return chip.link if len(hosts) == 1 else chip.network * (len(group) / len(hosts))
-  if len({d.slice_index for d in group}) > 1:
+  if len({getattr(d, "slice_index", 0) for d in group}) > 1:
     together = len(group) / topology.slices
     return chip.network * together
   coordinates = list(zip(*(d.coords for d in group)))

@@ -42,12 +42,20 @@ def _bytes(program: Program, here: Computation, i: Instruction) -> float:
     return 2 * _device(operands[-1].arrays) + sum(_device(o.arrays) for o in operands[1:-1])
   if i.op == "custom-call" and "__cu" in i.rest:  # the other results are scratch space
     return sum(_device(o.arrays) for o in operands) + _device(i.arrays[:1])
+  if i.op in ("slice-start", "dynamic-slice-start", "copy-start"):
+    return _moved(i, operands[0].arrays[0])
   if i.op.endswith("-start"):  # its result repeats the operands
     read = sum(_device(o.arrays) for o in operands)
     written = [a for a in i.arrays if a.size > 1]
     half = written[len(operands) :] if len(written) > len(operands) else written
     return read + _device(half)
   return sum(_device(o.arrays) for o in operands) + _device(i.arrays)
+
+
+def _moved(i: Instruction, source: Array) -> float:
+  """A transfer between memories; a copy names its target first, a slice its operand."""
+  target = i.arrays[0] if i.op == "copy-start" else i.arrays[1]
+  return target.bytes * ((source.space == 0) + (target.space == 0))
 
 
 def _fusion(program: Program, i: Instruction, operands: list[Instruction]) -> float:
