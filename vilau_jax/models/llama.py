@@ -13,6 +13,7 @@ from vilau_jax.config import LlamaConfig
 from vilau_jax.layers.attention import Cache, attend_cache, write_cache
 from vilau_jax.layers.causal import causal_attend
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
+from vilau_jax.layers.flash import attend_segments
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
 from vilau_jax.layers.rope import rotary, rotate
@@ -51,7 +52,8 @@ class LlamaAttention(nn.Module):
     k = sharding.constrain(rotate(k, cos, sin), "batch", "length", "act_heads", None)
     v = sharding.constrain(v, "batch", "length", "act_heads", None)
     if cache is None:
-      y = causal_attend(q, k, v, mask)
+      attend = attend_segments if mask.ndim == 2 else causal_attend
+      y = attend(q, k, v, mask)
     else:
       cache = write_cache(cache, k, v, index)
       y = attend_cache(q, cache, mask)
@@ -128,7 +130,8 @@ class Llama(nn.Module):
     Args:
       x: input embeddings [B, L, D].
       positions: int32 [B, L].
-      mask: bool [B, L, L], True = may attend.
+      mask: bool [B, L, L], True = may attend; or segments int32 [B, L] for the fused kernel, see
+        layers/flash.py.
 
     Returns:
       [B, L, D], after the final norm.
