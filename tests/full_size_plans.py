@@ -78,11 +78,13 @@ def main(words: list[str]) -> int:
     with open(CONFIGS / "plans" / f"{name}.txt", "w", encoding="utf-8") as file:
       changed = "".join(f" --config.{k}={v}" for k, v in changes.items())
       print(f"vilau plan --config=configs/{config_name}.py --topology={machine} "
-            f"--workload={workload}{changed}\n", file=file)  # fmt: skip
+            f"--workload={workload}{changed}", file=file)  # fmt: skip
+      print(report.headline(plan), end="\n\n", file=file)
       report.show(plan, config.steps * config.batch_size, Console(width=100, file=file))
     wrong = broken(plan.result, bounds)
     failed += bool(wrong)
-    print(f"{name}: {'; '.join(wrong) or 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
+    print(f"{report.headline(plan)}\n{name}: {'; '.join(wrong) or 'ok'} "
+          f"({time.monotonic() - began:.0f} s)", flush=True)  # fmt: skip
   return 1 if failed else 0
 
 

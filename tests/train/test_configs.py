@@ -51,6 +51,16 @@ def test_the_header_says_how_to_run_it(file):
   assert re.search(r"cores|chips|H100", header)
 
 
+PLANS = sorted((FOLDER / "plans").glob("*.train.*.txt"))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda f: f.stem)
+def test_the_header_has_the_figures_of_the_plan(plan):
+  """configs/plans/NAME.train.MACHINE.txt, whose second line is `vilau plan`'s summary."""
+  header = load_docstring(FOLDER / f"{plan.name.split('.')[0]}.py")
+  assert plan.read_text().splitlines()[1] in " ".join(header.split())
+
+
 def load_docstring(file):
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)

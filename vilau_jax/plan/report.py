@@ -44,6 +44,20 @@ def show(plan: Plan, samples: float, console: Console) -> None:
     console.print(line, style="dim")
 
 
+def headline(plan: Plan) -> str:
+  """One line for the header of a config."""
+  r = plan.result
+  memory = r["memory_gib_per_device"]
+  said = f"{plan.topology.name}: {memory['total']:.2f} of {memory['hbm']:.2f} GiB a device"
+  if r["roofline"] is None:
+    return f"{said}: does not fit"
+  bounds = r["roofline"]
+  return (
+    f"{said}, FLOPs {r['flops_per_device']['ratio']:.2f} x the model's, a step takes at least "
+    f"{bounds['step_s']:.3g} s ({bounds['limit']}), MFU at most {100 * bounds['mfu_at_most']:.0f} %"
+  )
+
+
 def memory_table(plan: Plan, title: str) -> Table:
   """GiB a device."""
   table = Table("memory a device", "GiB", title=title, title_justify="left")
