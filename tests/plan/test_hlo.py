@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vilau_jax import sharding
-from vilau_jax.plan import hlo, traffic
+from vilau_jax.plan import hlo, network, traffic
 
 SIZES = dict(data=2, fsdp=2, tensor=2)
 
@@ -64,12 +64,14 @@ def test_collectives_know_their_mesh_axis(axis):
   mesh = sharding.make_mesh(**SIZES)
   x = placed(mesh, jnp.zeros((8, 64)), axis)
   with jax.set_mesh(mesh):
-    found = hlo.collectives(
+    found = network.collectives(
       compiled(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()) * 2, x), 8
     )
-    rows = hlo.by_axis(found, dict(mesh.shape))
+    rows = network.by_axis(found, dict(mesh.shape))
     assert rows == [{"kind": "all-gather", "axis": axis, "bytes": 8 * 64 * 4, "count": 1}]
-    total = hlo.by_axis(hlo.collectives(compiled(lambda x: x.sum(), x), 8), dict(mesh.shape))
+    total = network.by_axis(
+      network.collectives(compiled(lambda x: x.sum(), x), 8), dict(mesh.shape)
+    )
     assert [(r["kind"], r["axis"], r["bytes"]) for r in total] == [("all-reduce", axis, 4)]
 
 
@@ -83,7 +85,7 @@ def test_collectives_over_two_axes_and_inside_loops():
     return y.sum()
 
   with jax.set_mesh(mesh):
-    rows = hlo.by_axis(hlo.collectives(compiled(fn, x, w), 8), dict(mesh.shape))
+    rows = network.by_axis(network.collectives(compiled(fn, x, w), 8), dict(mesh.shape))
   found = {(r["kind"], r["axis"]): (r["bytes"], r["count"]) for r in rows}
   assert found["all-gather", "fsdp"] == (3 * 64 * 64 * 4, 3)
   assert found["all-reduce", "data,fsdp"] == (4, 1)
@@ -106,7 +108,7 @@ def test_collectives_over_two_axes_and_inside_loops():
 )
 def test_every_way_to_write_groups(text, want):
   line = f"  %x = f32[4]{{0}} all-reduce(%y), channel_id=1, {text}, use_global_device_ids=true"
-  assert hlo._groups(hlo._instruction(line.strip()), 4) == want
+  assert network._groups(hlo._instruction(line.strip()), 4) == want
 
 
 def test_a_slice_of_a_stack_is_read_and_not_the_stack():

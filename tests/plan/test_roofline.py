@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from vilau_jax.plan import roofline, topology
-from vilau_jax.plan.hlo import Collective
+from vilau_jax.plan.network import Collective
 
 needs_tpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the extra plan"

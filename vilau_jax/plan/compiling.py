@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vilau_jax import sharding
-from vilau_jax.plan import hlo, kernels, programs, roofline, traffic
+from vilau_jax.plan import hlo, kernels, network, programs, roofline, traffic
 from vilau_jax.plan.topology import Topology
 
 GIB = 2**30
@@ -67,7 +67,7 @@ def make_plan(config: ConfigDict, topology: Topology, workload: str = "train") -
 
 def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any) -> dict[str, Any]:
   program = hlo.parse(text)
-  found = hlo.collectives(program, mesh.size)
+  found = network.collectives(program, mesh.size)
   calls = kernels.kernel_calls(program)
   flops = hlo.total_flops(program) + sum(n * times for _, n, times in calls)
   moved = traffic.total_bytes(program)
@@ -85,7 +85,7 @@ def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any)
     "bytes_per_device": {
       "accessed": moved, "minimum": work.minimum_bytes, "ratio": moved / work.minimum_bytes
     },
-    "collectives": hlo.by_axis(found, dict(mesh.shape)),
+    "collectives": network.by_axis(found, dict(mesh.shape)),
     "roofline": bounds | {"mfu_at_most": model / topology.chip.flops / step},
     "throughput": {"tokens_per_s": work.tokens / step, "images_per_s": work.images / step},
   }  # fmt: skip

@@ -1,16 +1,14 @@
-"""Reads an optimised program, the text of a compiled executable: what it computes and sends.
+"""Reads an optimised program, the text of a compiled executable: what runs, and what it computes.
 
 Loops count as often as they run. Products are counted where they stand, inside fusions too. What a
-program moves is in traffic.py.
+program moves and sends is in traffic.py and network.py.
 """
 
-import collections
 import dataclasses
 import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +18,6 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations|true_computation"
                      r"|false_computation|called_computations)=(\{[^}]*\}|%[\w.\-]+)")  # fmt: skip
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute",
-               "collective-broadcast", "ragged-all-to-all")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +196,7 @@ def product_flops(program: Program, computation: str, i: Instruction) -> float:
   """Operations of a product or convolution, 0 for everything else."""
   if i.op not in ("dot", "convolution", "custom-call"):
     return 0.0
-  shapes = [_shape_of(program, computation, o) for o in i.operands[:2]]
+  shapes = [shape_of(program, computation, o) for o in i.operands[:2]]
   if i.op == "dot":
     contracted = _ints(i.rest, "lhs_contracting_dims")
     return 2.0 * i.arrays[0].size * math.prod(shapes[0].dims[d] for d in contracted)
@@ -215,7 +211,7 @@ def product_flops(program: Program, computation: str, i: Instruction) -> float:
   return 0.0
 
 
-def _shape_of(program: Program, computation: str, name: str) -> Array:
+def shape_of(program: Program, computation: str, name: str) -> Array:
   return program.computations[computation][name].arrays[0]
 
 
@@ -229,22 +225,20 @@ def _convolution_flops(i: Instruction, lhs: Array, rhs: Array) -> float:
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
   window = re.search(r"window=\{([^}]*)\}", i.rest)
   fields = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
-  batch = int(m[1]) if (m := re.search(r"batch_group_count=(\d+)", i.rest)) else 1
-  spatial = [c for c in labels[3] if c.isdigit()]
-  total = 2.0 * i.arrays[0].dims[labels[3].index("b")] * i.arrays[0].dims[labels[3].index("f")]
-  total *= rhs.dims[labels[2].index("i")]
-  del batch  # the output's batch is already divided by it
+  left, right, out = (labels[n] for n in (1, 2, 3))
 
-  def field(name, n, default):
-    return int(fields[name].split("x")[n]) if name in fields else default
+  def field(name: str, axis: int, default: int) -> int:
+    return int(fields[name].split("x")[axis].split("_")[0]) if name in fields else default
 
-  for n, c in enumerate(spatial):
-    low = int(fields["pad"].split("x")[n].split("_")[0]) if "pad" in fields else 0
+  total = 2.0 * i.arrays[0].dims[out.index("b")] * i.arrays[0].dims[out.index("f")]
+  total *= rhs.dims[right.index("i")]
+  for c in filter(str.isdigit, out):
+    axis = int(c)
+    sizes = (lhs.dims[left.index(c)], i.arrays[0].dims[out.index(c)], rhs.dims[right.index(c)])
+    steps = field("stride", axis, 1), field("pad", axis, 0)
     total *= _valid_pairs(
-      lhs.dims[labels[1].index(c)], i.arrays[0].dims[labels[3].index(c)],
-      rhs.dims[labels[2].index(c)], field("stride", n, 1), low, field("lhs_dilate", n, 1),
-      field("rhs_dilate", n, 1),
-    )  # fmt: skip
+      *sizes, *steps, field("lhs_dilate", axis, 1), field("rhs_dilate", axis, 1)
+    )
   return total
 
 
@@ -277,147 +271,3 @@ def _cudnn_flops(i: Instruction, shapes: Sequence[Array]) -> float:
 def total_flops(program: Program) -> float:
   """Products and convolutions of a run of the program, on one device."""
   return sum(product_flops(program, c, i) * times for c, i, times, _ in runs(program))
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-  """Communication of one kind within groups of devices.
-
-  Attributes:
-    kind: one of COLLECTIVES.
-    groups: device numbers that talk to each other (pairs, for a permutation).
-    bytes: of the whole array once a run: what an all-gather makes, what a reduce-scatter reads.
-    times: how often it runs.
-  """
-
-  kind: str
-  groups: tuple[tuple[int, ...], ...]
-  bytes: float
-  times: float
-  name: str = ""
-
-
-def collectives(program: Program, devices: int) -> list[Collective]:
-  """All communication, as often as it runs.
-
-  A TPU overlaps one with other work by writing it into several fusions, of which the first, marked
-  as its start, is counted.
-  """
-  found, started = [], _split_channels(program)
-  for computation, i, times, _ in runs(program):
-    kind = i.op.removesuffix("-start")
-    if kind not in COLLECTIVES:
-      continue
-    if _channel(i) in started and not _starts(program, computation):
-      continue
-    ins = [_shape_of(program, computation, o).bytes for o in i.operands]
-    outs = [a.bytes for a in i.arrays]
-    if i.op.endswith("-start") and len(outs) > len(ins):
-      outs = outs[len(ins) :]
-    size = {"all-gather": sum(outs), "reduce-scatter": sum(ins)}.get(kind, sum(ins))
-    kind = "reduce-scatter" if _scatters(kind, computation) else kind
-    found.append(Collective(kind, _groups(i, devices), size, times, i.name))
-  return found
-
-
-def _channel(i: Instruction) -> str:
-  match = re.search(r"channel_id=(\d+)", i.rest)
-  return match[1] if match else i.name
-
-
-def _starts(program: Program, computation: str) -> bool:
-  body = program.computations[computation].values()
-  return any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in body)
-
-
-def _split_channels(program: Program) -> set[str]:
-  """Channels of collectives that are written into several fusions."""
-  return {
-    _channel(i)
-    for name, body in program.computations.items()
-    if _starts(program, name)
-    for i in body.values()
-    if i.op in COLLECTIVES
-  }
-
-
-def _scatters(kind: str, computation: str) -> bool:
-  """TPUs write a reduce-scatter as a fusion of an all-reduce and the slice of it that is kept."""
-  return kind == "all-reduce" and "all-reduce-scatter" in computation
-
-
-def _groups(i: Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
-  """Who talks to whom; XLA has five ways to write it.
-
-  Raises:
-    ValueError: for a sixth.
-  """
-  pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", i.rest)
-  if pairs:
-    return tuple(tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)", pairs[0]))
-  iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", i.rest)
-  if iota:
-    return _rows(_iota(iota[2], iota[3]).reshape(_numbers(iota[1])))
-  named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", i.rest)
-  if named:
-    return _named_groups(named[1], named[2], named[3])
-  listed = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", i.rest)
-  if not listed:
-    raise ValueError(f"{i.name}: replica groups of a kind that is not understood: {i.rest[:300]}")
-  groups = tuple(tuple(_numbers(g)) for g in re.findall(r"\{(\d[\d,]*)\}", listed[1]))
-  return groups or (tuple(range(devices)),)
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(n) for n in text.split(",")]
-
-
-def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
-  return tuple(map(tuple, ids.tolist()))
-
-
-def _iota(shape: str, order: str | None) -> np.ndarray:
-  """0, 1, 2, .. in a shape whose axes are then permuted."""
-  sizes = _numbers(shape)
-  ids = np.arange(math.prod(sizes)).reshape(sizes)
-  return ids.transpose(_numbers(order)) if order else ids
-
-
-def _named_groups(mesh: str, devices: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
-  """mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}: groups along named axes."""
-  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
-  inside = re.findall(r"'(\w+)'", axes)
-  order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", devices) if devices else None
-  if "(" in axes or bool(devices) != bool(order):
-    raise ValueError(f"replica groups not understood: mesh[{mesh}] ({devices}) {{{axes}}}")
-  ids = _iota(order[1], order[2]) if order else np.arange(math.prod(sizes.values()))
-  ids = ids.reshape(tuple(sizes.values()))
-  names = list(sizes)
-  outside = [k for k, name in enumerate(names) if name not in inside]
-  width = math.prod(sizes[name] for name in inside)
-  return _rows(ids.transpose(outside + [names.index(n) for n in inside]).reshape(-1, width))
-
-
-def mesh_axes(groups: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> str:
-  """The mesh axes within which the groups lie: "fsdp", "data,fsdp", or "none" for alone."""
-  place = np.array(np.unravel_index(np.arange(math.prod(sizes.values())), tuple(sizes.values())))
-  moving = set()
-  for group in groups:
-    different = (place[:, list(group)] != place[:, [group[0]]]).any(axis=1)
-    moving |= {name for name, moves in zip(sizes, different) if moves}
-  return ",".join(name for name in sizes if name in moving) or "none"
-
-
-def by_axis(found: Sequence[Collective], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
-  """[{"kind", "axis", "bytes", "count"}], largest first; groups of one device are left out."""
-  totals: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
-  for c in found:
-    axis = mesh_axes(c.groups, sizes)
-    if axis != "none":
-      totals[c.kind, axis][0] += c.bytes * c.times
-      totals[c.kind, axis][1] += c.times
-  rows = [
-    {"kind": kind, "axis": axis, "bytes": size, "count": int(count)}
-    for (kind, axis), (size, count) in totals.items()
-  ]
-  return sorted(rows, key=lambda row: -row["bytes"])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vilau_jax.plan.hlo import Collective
+from vilau_jax.plan.network import Collective
 from vilau_jax.plan.topology import Topology
 
 
