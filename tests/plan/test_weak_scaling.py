@@ -25,9 +25,9 @@ def config_for(devices):
   return c
 
 
-def sharded_bytes(config, mesh):
-  """(in the compute dtype, (in float32) of what is split over fsdp, by where it stands: inside a
-  scanned stack, outside of it."""
+def sharded_sizes(config, mesh):
+  """Numbers of what is split over fsdp, by where it stands: in a scanned "stack", "outside", or
+  the text "head"."""
   model = planned_model(config)
   params = abstract_state(make_stage(config, model), mesh)[0].params
   sizes = {"stack": 0, "outside": 0, "head": 0}
@@ -44,7 +44,9 @@ def sharded_bytes(config, mesh):
 def test_fsdp_sends_twice_the_weights_and_once_the_gradients(shape, devices):
   """All-gather: a scanned stack's weights once forward and once for the rematerialised backward
   pass, what stands outside once, all in bfloat16. Reduce-scatter: every gradient once, in bfloat16;
-  the text head's in float32, as its product is taken in float32.
+  the text head's in float32, as its product is taken in float32. XLA sums gradients as small as
+  some of these whole (all-reduce) where a reduce-scatter would not pay; together they are as many
+  bytes.
   """
   config = config_for(devices)
   plan = compiling.make_plan(config, topology.parse(f"v5e:{shape}"))
@@ -52,12 +54,12 @@ def test_fsdp_sends_twice_the_weights_and_once_the_gradients(shape, devices):
   if devices == 1:
     assert rows == []
     return
-  sizes = sharded_bytes(config, plan.mesh)
+  sizes = sharded_sizes(config, plan.mesh)
   gathered = 2 * (2 * sizes["stack"] + sizes["outside"] + sizes["head"])
   scattered = 2 * (sizes["stack"] + sizes["outside"]) + 4 * sizes["head"]
   sent = {(r["kind"], r["axis"]): r["bytes"] for r in rows}
   assert sent["all-gather", "fsdp"] == pytest.approx(gathered, rel=0.1)
-  assert sent["reduce-scatter", "fsdp"] == pytest.approx(scattered, rel=0.1)
-  assert {kind for kind, _ in sent} <= {"all-gather", "reduce-scatter", "all-reduce"}
-  small = sum(size for (kind, _), size in sent.items() if kind == "all-reduce")
-  assert small < 0.3 * scattered  # gradients of what is not split, sums of the losses
+  summed = sent["reduce-scatter", "fsdp"] + sent["all-reduce", "fsdp"]
+  assert summed == pytest.approx(scattered, rel=0.1)
+  assert sent["reduce-scatter", "fsdp"] > 0.8 * scattered
+  assert set(sent) == {(k, "fsdp") for k in ("all-gather", "reduce-scatter", "all-reduce")}
