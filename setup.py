@@ -9,6 +9,14 @@ EXTRAS = {
   "hub": ["huggingface_hub>=0.30"],
   "gcs": ["gcsfs>=2024.10"],
   "tfrecord": ["google-crc32c>=1.6"],
+  # Compilers for machines that are not there. With them installed, set JAX_PLATFORMS=cpu for other
+  # commands on a machine without TPU and GPU: JAX tries both, and says so at length.
+  "plan": [
+    "libtpu>=0.0.40",
+    "jax-cuda13-plugin>=0.10.2",
+    "jax-cuda13-pjrt>=0.10.2",
+    "nvidia-cuda-nvcc>=13",
+  ],
   "torch": ["torch>=2.5"],
   "eval": ["clip-benchmark>=1.6"],
   "beam": ["apache-beam>=2.65"],
@@ -34,7 +42,7 @@ EXTRAS = {
   ],
 }
 # Beam's and lmms-eval's upper bounds would hold everything else back.
-ALONE = ("beam", "lmms", "parity_fid")
+ALONE = ("beam", "lmms", "parity_fid", "plan")
 EXTRAS["dev"] = sorted({name for key in EXTRAS if key not in ALONE for name in EXTRAS[key]})
 
 setuptools.setup(

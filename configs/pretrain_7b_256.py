@@ -4,8 +4,8 @@ vilau train --config=configs/pretrain_7b_256.py --workdir=gs://BUCKET/pretrain_7
   --config.data.codes=gs://BUCKET/codes_256 --config.init_from.llm=gs://BUCKET/llama_2_7b \
   --config.init_from.tower=gs://BUCKET/tower_256
 
-256 TPU v5p chips, or 256 H100 as 32 x 8 (--config.mesh.fsdp=64 --config.mesh.tensor=4 where memory
-is short). About 23.2 M samples, one epoch.
+256 TPU v5e chips (v5e:16x16), parameters and optimizer state shared by all of them. About 23.2 M
+samples, one epoch.
 
 Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
 cosine to 0, no weight decay, linear RoPE scaling 2 over 4096 positions; mixture weights are the
@@ -23,7 +23,7 @@ def get_config(arg=""):
   c.model.preset = "vilau_7b_256"
   c.model.llm = dict(vocab_multiple=128)
   c.steps, c.batch_size = 6_000, 512
-  c.mesh.update(dict(data=-1, fsdp=64))
+  c.mesh.update(dict(data=1, fsdp=-1))
   c.init_from = dict(tower="models/tower_256", llm="models/llama_2_7b")
   c.optim.update(dict(peak_lr=5e-5, warmup=180))
   c.data.codes = "codes_256"

@@ -3,7 +3,7 @@ r"""The RQ-VAE baseline of Table 8: a CNN tower with 16x16x4 codes and no text a
 vilau train --config=configs/rqvae_256.py --workdir=gs://BUCKET/rqvae_256 \
   --config.data.root=gs://BUCKET/records
 
-8 TPU v5p chips or 8 H100; ten passes over ImageNet (1.28 M pictures) are 100,000 steps of 128. The
+8 TPU v5e chips (v5e:2x4); ten passes over ImageNet (1.28 M pictures) are 100,000 steps of 128. The
 paper quotes rFID 1.30 for this geometry, which was never released.
 
 Where the numbers come from: RQ-VAE's released ImageNet configs: Adam (0.5, 0.9), a constant 4e-5

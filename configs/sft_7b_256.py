@@ -3,7 +3,7 @@ r"""Stage 3: supervised fine-tuning of the 7B model at 256 px.
 vilau train --config=configs/sft_7b_256.py --workdir=gs://BUCKET/sft_7b \
   --config.data.codes=gs://BUCKET/codes_256 --config.init_from.whole=gs://BUCKET/pretrain_7b
 
-256 TPU v5p chips or 256 H100. One epoch of instruction data, with drawings and videos kept in.
+64 TPU v6e chips (v6e:8x8). One epoch of instruction data, with drawings and videos kept in.
 
 Where the numbers come from: the released scripts: as in pretrain_7b_256.py with peak 1e-4; mixture
 weights are the sizes of the data sets in millions.
@@ -15,8 +15,9 @@ from vilau_jax.train import defaults
 def get_config(arg=""):
   c = defaults.lm()
   c.model = dict(preset="vilau_7b_256", dtype="bfloat16", remat="nothing_saveable")
+  c.model.llm = dict(vocab_multiple=128)
   c.steps, c.batch_size = 5_000, 512
-  c.mesh.update(dict(data=-1, fsdp=64))
+  c.mesh.update(dict(data=1, fsdp=-1))
   c.init_from = dict(whole="models/pretrain_7b_256")
   c.optim.update(dict(peak_lr=1e-4, warmup=150))
   c.data.codes = "codes_256"

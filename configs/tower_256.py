@@ -3,7 +3,7 @@ r"""Stage 1 at 256 px: SigLIP-Large tower with 16x16x4 codes, contrastive and re
 vilau train --config=configs/tower_256.py --workdir=gs://BUCKET/tower_256 \
   --config.data.root=gs://BUCKET/records --config.init_from.siglip=gs://BUCKET/siglip_large_256
 
-64 TPU v5p chips or 64 H100; one pass over 700 M pairs is 1.37 M steps. The paper reports rFID 1.80
+64 TPU v5e chips (v5e:8x8); one pass over 700 M pairs is 1.37 M steps. The paper reports rFID 1.80
 and 73.3 % ImageNet zero-shot top-1 (Table 1).
 
 Where the numbers come from: losses and discriminator, RQ-VAE's released configs; loss weights 1 and

@@ -3,7 +3,7 @@ r"""Stage 1 at 384 px: SigLIP-SO400M tower with 27x27x16 codes.
 vilau train --config=configs/tower_384.py --workdir=gs://BUCKET/tower_384 \
   --config.data.root=gs://BUCKET/records --config.init_from.siglip=gs://BUCKET/siglip_so400m_384
 
-128 TPU v5p chips or 128 H100; one pass over 700 M pairs is 1.37 M steps. The paper reports rFID
+64 TPU v5e chips (v5e:8x8); one pass over 700 M pairs is 1.37 M steps. The paper reports rFID
 1.25 and 78.0 % ImageNet zero-shot top-1 (Table 1).
 
 Where the numbers come from: as in tower_256.py. The latent grid of 24 (27 resized) follows from the

@@ -127,7 +127,8 @@ class TowerConfig:
   """Vision tower: one front, the reconstruction route and, with SigLIP, the contrastive one.
 
   Attributes:
-    encoder: "siglip" (vision and text are set) or "rqvae" (cnn is set, no contrastive route).
+    encoder: "siglip" (vision and text are set) or "rqvae" (cnn is set; with text, which only the
+      paper's failed recipe C2 has, the codes are pooled for the contrastive loss).
     latent_grid: side to which latents are resized before decoding (24 at 384 pixels), 0 = not.
   """
 

@@ -33,6 +33,7 @@ def _presets() -> dict[str, VilaUConfig]:
   tower_rqvae = TowerConfig(
     encoder="rqvae", vision=None, text=None, cnn=CnnConfig(), quantizer=QuantizerConfig(width=256)
   )
+  tower_c2 = replace(tower_rqvae, text=TextConfig())
   large = VilaUConfig(name="vilau_7b_256", llm=llama_7b)
   tiny_tower = TowerConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=32, hidden=64, depth=3, heads=2),
@@ -78,6 +79,7 @@ def _presets() -> dict[str, VilaUConfig]:
     "vilau_1b3_256": replace(large, name="vilau_1b3_256", llm=llama_1b3),
     "vilau_1b3_rqvae": replace(large, name="vilau_1b3_rqvae", llm=llama_1b3, tower=tower_rqvae),
     "rqvae_256": replace(large, name="rqvae_256", llm=None, depth=None, tower=tower_rqvae),
+    "recipe_c2_256": replace(large, name="recipe_c2_256", llm=None, depth=None, tower=tower_c2),
     "tiny": tiny,
     "quickstart": quickstart,
   }

@@ -54,6 +54,7 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
   context: int = 1,
+  dcn_data: int = 1,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Builds the device mesh; one size may be -1 and takes what the others leave.
@@ -63,11 +64,18 @@ def make_mesh(
     fsdp: devices that share a copy and its batch.
     tensor: devices that share the products of a layer.
     context: devices that share a sequence.
+    dcn_data: slices of the job, which only a data centre's network joins. Each holds its own
+      copies: the other sizes describe one slice, and the axis "data" is dcn_data * data long, the
+      slice its slow index, so that nothing but gradients crosses the slow network.
     devices: the devices to use; None uses all of the job.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or the job has another number
+      of slices.
   """
+  if dcn_data != 1:
+    inside = dict(data=data, fsdp=fsdp, tensor=tensor, context=context)
+    return _mesh_of_slices(dcn_data, inside, jax.devices() if devices is None else devices)
   sizes = [data, fsdp, tensor, context]
   shape = dict(zip(MESH_AXES, sizes))
   count = jax.device_count() if devices is None else len(devices)
@@ -82,6 +90,19 @@ def make_mesh(
     raise ValueError(f"mesh {shape} needs {math.prod(sizes)} devices, this job has {count}")
   types = (AxisType.Auto,) * len(MESH_AXES)
   return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
+
+
+def _mesh_of_slices(count: int, inside: dict[str, int], devices: Sequence[jax.Device]) -> Mesh:
+  """Slices one after the other along "data"; a machine without slices is cut by processes."""
+  slices: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", device.process_index), []).append(device)
+  if count < 1 or len(slices) != count:
+    raise ValueError(f"mesh.dcn_data is {count}, but this job has {len(slices)} slice(s)")
+  meshes = [make_mesh(**inside, devices=slices[i]) for i in sorted(slices)]
+  return Mesh(
+    np.concatenate([m.devices for m in meshes]), MESH_AXES, axis_types=meshes[0].axis_types
+  )
 
 
 def _check(names: tuple[str | None, ...], ndim: int) -> None:

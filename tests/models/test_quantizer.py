@@ -228,3 +228,19 @@ def test_restart_needs_a_key():
   state = quantizer.init_state(jax.random.key(0), config)
   with pytest.raises(ValueError, match="needs a key"):
     quantizer.train_quantize(config, state, jnp.zeros((4, 2)), None)
+
+
+def test_many_depths_in_a_loop_equal_unrolled_ones(monkeypatch):
+  config = QuantizerConfig(depth=9, entries=20, width=12, restart_threshold=0.5)
+  state = quantizer.init_state(jax.random.key(0), config)
+  x = jax.random.normal(jax.random.key(1), (4, 6, 12))
+
+  def step(x):
+    got, moved, metrics = quantizer.train_quantize(config, state, x, jax.random.key(2))
+    return got.commitment + jnp.sum(got.z**2), (got, moved, metrics)
+
+  looped = jax.value_and_grad(step, has_aux=True)(x)
+  monkeypatch.setattr(quantizer, "_UNROLLED", 9)
+  unrolled = jax.value_and_grad(step, has_aux=True)(x)
+  np.testing.assert_array_equal(looped[0][1][0].codes, unrolled[0][1][0].codes)
+  jax.tree.map(assert_close, looped, unrolled)

@@ -4,73 +4,37 @@ import importlib.util
 import pathlib
 import re
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from vilau_jax.config import VilaUConfig
-from vilau_jax.models.perceptual import Lpips
-from vilau_jax.train import defaults
+from vilau_jax import sharding
+from vilau_jax.train import defaults, step
 from vilau_jax.train.experiment import CHANGEABLE, check_same, jsonable
-from vilau_jax.train.lm import LmStage
-from vilau_jax.train.tower import TowerStage
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
-CASES = [(f, arg) for f in FILES for arg in (("", "smoke", "long") if "quick" in f.name else ("",))]
+ARGS = {"quickstart": ("", "smoke", "long"), "tower_recipes": ("c0", "c1", "c2", "c3", "c4")}
+CASES = [
+  (f, arg) for f in FILES for arg in next((ARGS[k] for k in ARGS if f.stem.startswith(k)), ("",))
+]
 
 
 def load(file, arg=""):
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return ConfigDict(module.get_config(arg).copy_and_resolve_references()).lock()
-
-
-def resolved(config):
-  """The model with the sizes that a tokenizer would fill in."""
-  model = VilaUConfig.from_preset(**config.model.to_dict())
-  values = model.to_dict()
-  if values["tower"]["text"] and not values["tower"]["text"]["vocab_size"]:
-    values["tower"]["text"]["vocab_size"] = 768
-  if values["llm"] and not values["llm"]["vocab_size"]:
-    values["llm"]["vocab_size"] = 772
-  return VilaUConfig.from_dict(values)
-
-
-def abstract_batch(config, model):
-  def leaf(dtype, *shape):
-    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
-
-  if config.stage == "tower":
-    side = model.tower.image_size
-    batch = {"image": leaf(jnp.uint8, side, side, 3)}
-    if config.loss.contrastive:
-      batch["text"] = leaf(jnp.int32, model.tower.text.length)
-      batch["caption_id"] = leaf(jnp.int32)
-    return batch
-  row = config.data.row
-  ints = dict.fromkeys(("tokens", "segment_ids", "positions", "text_target"), row.length)
-  batch = {k: leaf(jnp.int32, n) for k, n in ints.items()}
-  batch["visual_position"] = leaf(jnp.int32, row.slots)
-  batch["visual_target"] = leaf(jnp.bool_, row.slots)
-  batch["codes"] = leaf(jnp.uint16, row.slots, model.tower.quantizer.depth)
-  return batch
+  config = module.get_config(arg) if arg else module.get_config()
+  return ConfigDict(config.copy_and_resolve_references()).lock()
 
 
 @pytest.mark.parametrize("file, arg", CASES, ids=lambda x: getattr(x, "stem", x))
 def test_two_steps_in_the_abstract(file, arg):
   config = load(file, arg)
-  model = resolved(config)
-  stage = {"tower": TowerStage, "lm": LmStage}[config.stage](config, model)
-  key = jax.random.key(0)
-  state, frozen = jax.eval_shape(lambda k: nn.unbox(stage.init(k)), key)
-  if config.stage == "tower" and config.loss.lpips:
-    images = jnp.zeros((1, 32, 32, 3))
-    frozen = frozen | {"lpips": jax.eval_shape(lambda: nn.unbox(Lpips().init(key, images, images)))}
-  batch = abstract_batch(config, model)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  model = step.planned_model(config)
+  stage = step.make_stage(config, model)
+  state, frozen, batch, key = step.abstract_arguments(config, model, stage, mesh)
   moved, metrics = jax.eval_shape(stage.step, state, frozen, batch, key)
   again, _ = jax.eval_shape(stage.step, moved, frozen, batch, key)
   assert jax.tree.structure(state) == jax.tree.structure(again)
@@ -82,8 +46,19 @@ def test_two_steps_in_the_abstract(file, arg):
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_the_header_says_how_to_run_it(file):
   header = load_docstring(file)
-  assert f"vilau train --config=configs/{file.name} --workdir=" in header
+  argument = r":\w+" if file.stem == "tower_recipes" else ""
+  assert re.search(rf"vilau train --config=configs/{file.name}{argument} --workdir=", header)
   assert re.search(r"cores|chips|H100", header)
+
+
+PLANS = sorted((FOLDER / "plans").glob("*.train.*.txt"))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda f: f.stem)
+def test_the_header_has_the_figures_of_the_plan(plan):
+  """configs/plans/NAME.train.MACHINE.txt, whose second line is `vilau plan`'s summary."""
+  header = load_docstring(FOLDER / f"{plan.name.split('.')[0]}.py")
+  assert plan.read_text().splitlines()[1] in " ".join(header.split())
 
 
 def load_docstring(file):

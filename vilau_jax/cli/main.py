@@ -23,6 +23,7 @@ COMMANDS = {
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
   "bench": ("vilau_jax.cli.bench", "speed of a size of model here: --preset | --model [--set]"),
+  "plan": ("vilau_jax.cli.plan", "does a run fit, and how fast: --config --topology=v5e:16x16"),
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
 }
 

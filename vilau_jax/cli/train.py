@@ -47,7 +47,9 @@ _PREEMPTED = flags.DEFINE_integer(
 def main(argv: list[str]) -> int:
   if argv:
     raise ValueError(f"unexpected {argv}; see vilau train --help")
-  config = _config()
+  if _CONFIG.value is None or not _WORKDIR.value:
+    raise ValueError("give --config=FILE.py and --workdir=DIR; see vilau train --help")
+  config = read_config(_CONFIG)
   span = _span(_PROFILE.value)
   from vilau_jax.cli.compile_cache import use_compile_cache  # flags first: jax takes seconds
 
@@ -74,11 +76,14 @@ def main(argv: list[str]) -> int:
   return code
 
 
-def _config() -> ConfigDict:
-  if _CONFIG.value is None or not _WORKDIR.value:
-    raise ValueError("give --config=FILE.py and --workdir=DIR; see vilau train --help")
+def read_config(flag: flags.FlagHolder) -> ConfigDict:
+  """The experiment that a --config flag names, locked.
+
+  Raises:
+    ValueError: if its file is not there.
+  """
   try:
-    return ConfigDict(_CONFIG.value.copy_and_resolve_references()).lock()
+    return ConfigDict(flag.value.copy_and_resolve_references()).lock()
   except OSError as error:  # the file is not there; ml_collections says so when it is used
     raise ValueError(f"--config: {error}") from error
 

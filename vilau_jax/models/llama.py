@@ -13,6 +13,7 @@ from vilau_jax.config import LlamaConfig
 from vilau_jax.layers.attention import Cache, attend_cache, write_cache
 from vilau_jax.layers.causal import causal_attend
 from vilau_jax.layers.dense import HeadsIn, HeadsOut
+from vilau_jax.layers.flash import attend_segments
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
 from vilau_jax.layers.product import product
@@ -52,7 +53,8 @@ class LlamaAttention(nn.Module):
     k = sharding.constrain(rotate(k, cos, sin), "batch", "length", "act_heads", None)
     v = sharding.constrain(v, "batch", "length", "act_heads", None)
     if cache is None:
-      y = causal_attend(q, k, v, mask)
+      attend = attend_segments if mask.ndim == 2 else causal_attend
+      y = attend(q, k, v, mask)
     else:
       cache = write_cache(cache, k, v, index)
       y = attend_cache(q, cache, mask)
@@ -118,7 +120,9 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Token embeddings: int32 [B, L] -> [B, L, D]. An id beyond the table gives NaN."""
-    x = jnp.take(self.embed_tokens, tokens, axis=0, mode="fill").astype(self.dtype)
+    # Rows are read whole: gathering their parts first is cheaper than resharding the result.
+    table = sharding.constrain(self.embed_tokens.astype(self.dtype), "vocab", None)
+    x = jnp.take(table, tokens, axis=0, mode="fill")
     return sharding.constrain(x, "batch", "length", "act_embed")
 
   def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
@@ -127,7 +131,8 @@ class Llama(nn.Module):
     Args:
       x: input embeddings [B, L, D].
       positions: int32 [B, L].
-      mask: bool [B, L, L], True = may attend.
+      mask: bool [B, L, L], True = may attend; or segments int32 [B, L] for the fused kernel, see
+        layers/flash.py.
 
     Returns:
       [B, L, D], after the final norm.

@@ -92,10 +92,15 @@ def nearest(table: jax.Array, vectors: jax.Array) -> jax.Array:
 
 def _assemble(x: jax.Array, flat: jax.Array, codes: list, sums: list) -> Quantized:
   """Straight-through output and commitment from per-depth codes [N] and cumulative sums [N, Z]."""
-  z = flat + jax.lax.stop_gradient(sums[-1] - flat)
   commitment = jnp.stack([jnp.mean((flat - jax.lax.stop_gradient(s)) ** 2) for s in sums]).mean()
-  stacked = jnp.stack(codes, -1).reshape(*x.shape[:-1], len(codes))
-  return Quantized(stacked, z.reshape(x.shape).astype(x.dtype), commitment)
+  return _through(x, flat, jnp.stack(codes, -1), sums[-1], commitment)
+
+
+def _through(x, flat, codes: jax.Array, total: jax.Array, commitment: jax.Array) -> Quantized:
+  """Straight-through output from codes [N, R] and the sum of all codewords [N, Z]."""
+  z = flat + jax.lax.stop_gradient(total - flat)
+  codes = codes.reshape(*x.shape[:-1], codes.shape[-1])
+  return Quantized(codes, z.reshape(x.shape).astype(x.dtype), commitment)
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -209,6 +214,8 @@ def train_quantize(
   flat = _flat(x)
   original = dict(jax.lax.stop_gradient(state))
   original |= {k: _whole_rows(original[k]) for k in ("codebook", "embed_sum")}
+  if config.depth > _UNROLLED and config.shared and config.update == "sequential_per_depth":
+    return _looped(config, original, x, flat, key, draws)
   tables = [{k: v[i] for k, v in original.items()} for i in range(original["codebook"].shape[0])]
 
   def advance(slot: int, update: int, vectors: jax.Array, index: jax.Array) -> jax.Array:
@@ -247,3 +254,46 @@ def train_quantize(
     "residual_norm": jnp.stack([jnp.linalg.norm(r, axis=-1).mean() for r in residuals]),
   }
   return _assemble(x, flat, codes, sums), new_state, metrics
+
+
+_UNROLLED = 8  # more depths are a loop: the compiler would need minutes for as many copies
+
+
+def _looped(config: QuantizerConfig, original: State, x, flat, key, draws):
+  """train_quantize of a shared table, one depth after the other as a loop; keeps no sum of a depth
+  for the backward pass."""
+  recorded = None if draws is None else jax.tree.map(lambda *d: jnp.stack(d), *draws)
+
+  def visit(carry, item):
+    table, residual, total, behind = carry
+    update, drawn = item
+    index = nearest(table["codebook"], residual)
+    word = table["codebook"][index]
+    if config.restart and drawn is None:
+      error = jnp.sum((residual - word) ** 2, -1)
+      drawn = draw(config, jax.random.fold_in(key, update), error)
+    table, restarts = _update(config, table, residual, index, drawn if config.restart else None)
+    residual, total = (
+      sharding.constrain(a, "batch", None) for a in (residual - word, total + word)
+    )
+    norm = jnp.linalg.norm(residual, axis=-1).mean()
+    measured = jnp.mean(residual**2), *_usage(index, config.entries), restarts, norm
+    return (table, residual, total, behind + residual), (index, *measured)
+
+  still = jax.lax.stop_gradient(flat)
+  table = {k: v[0] for k, v in original.items()}
+  start = table, still, jnp.zeros_like(still), jnp.zeros_like(still)
+  (table, _, total, behind), (codes, square, perplexity, usage, restarted, norm) = jax.lax.scan(
+    visit, start, (jnp.arange(config.depth), recorded)
+  )
+  # The mean over depths of mean((flat - sum)**2), whose gradient needs only the sum of residuals.
+  slope = jax.lax.stop_gradient(behind * (2 / behind.size / config.depth))
+  commitment = jnp.mean(square) + jnp.sum(slope * (flat - still))
+  metrics = {
+    "perplexity": perplexity,
+    "usage": usage,
+    "restarted": restarted,
+    "residual_norm": norm,
+  }
+  quantized = _through(x, flat, jnp.moveaxis(codes, 0, -1), total, commitment)
+  return quantized, {k: v[None] for k, v in table.items()}, metrics

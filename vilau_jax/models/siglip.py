@@ -87,6 +87,24 @@ class PoolingHead(nn.Module):
     return (y + Mlp(self.hidden, gelu_tanh, dtype=self.dtype, name="mlp")(z))[:, 0]
 
 
+class CodePooling(nn.Module):
+  """Contrastive head over codes of a CNN encoder: a projection to the texts' width, then a pooling
+  head. The paper does not say what its recipe C2 had there."""
+
+  width: int
+  heads: int
+  hidden: int
+  eps: float
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, T, Z] -> [B, D]."""
+    project = Dense(self.width, ("embed", "mlp"), dtype=self.dtype, name="project")
+    x = project(x.astype(self.dtype))
+    return PoolingHead(self.heads, self.hidden, self.eps, self.dtype, name="head")(x)
+
+
 class VisionEncoder(nn.Module):
   """Vision transformer in two halves: `__call__` up to the quantiser, `pool` from there on."""
 

@@ -2,7 +2,8 @@
 
 A SigLIP tower (VILA-U) quantises the output of the encoder's last but one layer; the quantised
 features feed the pixel decoder and, through the last layer and the pooling head, the contrastive
-loss. An RQ-VAE tower (the baseline) has a CNN encoder and no contrastive route.
+loss. An RQ-VAE tower (the baseline) has a CNN encoder and no contrastive route, unless it has a
+text encoder (recipe C2 of the appendix): then a pooling head of its own reads the codes.
 
 Axis letters: B batch, T visual positions of an image, g = sqrt(T) side of the code grid, R residual
 depth, E entries, Z code width (folded), D embedding width, S image side.
@@ -20,7 +21,7 @@ from vilau_jax.config import TowerConfig
 from vilau_jax.layers.conv import pointwise
 from vilau_jax.models import quantizer
 from vilau_jax.models.pixel_decoder import CnnEncoder, PixelDecoder, resize_latents, scale_factor
-from vilau_jax.models.siglip import TextEncoder, VisionEncoder
+from vilau_jax.models.siglip import CodePooling, TextEncoder, VisionEncoder
 
 COLLECTION = "quantizer"
 
@@ -85,6 +86,9 @@ class Tower(nn.Module):
     else:
       self.encoder = CnnEncoder(config.cnn, **fields)
       self.quant = pointwise(config.quantizer.width, None, self.dtype)
+      if self._has_text:
+        c = config.text
+        self.pooling = CodePooling(c.width, c.heads, c.hidden, c.eps, self.dtype)
     self.post_quant = pointwise(config.decoder.latent_channels, None, self.dtype)
     self.decoder = PixelDecoder(config.decoder, **fields)
     if self._has_text:
@@ -98,8 +102,12 @@ class Tower(nn.Module):
     return self.param(name, sharding.boxed(nn.initializers.constant(value), "norm"), (1,))
 
   @property
+  def _has_contrastive(self) -> bool:
+    return self.config.encoder == "siglip" or self._has_text
+
+  @property
   def _has_text(self) -> bool:
-    return self.config.encoder == "siglip" and self.config.text is not None
+    return self.config.text is not None
 
   def _quantizer_variables(self) -> dict[str, nn.Variable]:
     fresh = {}
@@ -169,12 +177,14 @@ class Tower(nn.Module):
     """Features [B, T, Z], quantised or not -> L2-normalised float32 [B, D].
 
     Raises:
-      ValueError: for an RQ-VAE tower, which has no contrastive route.
+      ValueError: for an RQ-VAE tower without a text encoder, which has no contrastive route.
     """
-    if self.config.encoder != "siglip":
+    if not self._has_contrastive:
       raise ValueError("an RQ-VAE tower has no contrastive route: it cannot embed images")
     x = self._latents(z)
-    return _normalised(self.vision.pool(x.reshape(x.shape[0], -1, x.shape[-1])))
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    pool = self.vision.pool if self.config.encoder == "siglip" else self.pooling
+    return _normalised(pool(x))
 
   def text_embedding(self, ids: jax.Array) -> jax.Array:
     """int32 [B, length] -> L2-normalised float32 [B, D].
@@ -235,7 +245,7 @@ class Tower(nn.Module):
       "features": x,
       "decoder_features": drawn,
       "image": self.decoder_out(drawn),
-      "image_embedding": self.image_embedding(z) if self.config.encoder == "siglip" else None,
+      "image_embedding": self.image_embedding(z) if self._has_contrastive else None,
       "text_embedding": None if text is None else self.text_embedding(text),
       "logit_scale": self.scale if self._has_text else None,
       "logit_bias": self.bias if self._has_text else None,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
+from vilau_jax.layers import flash
 from vilau_jax.layers.attention import causal_mask
 from vilau_jax.layers.dense import Dense
 from vilau_jax.layers.mlp import gelu_exact
@@ -170,7 +171,9 @@ class VilaU(nn.Module):
       [B, L, D]; meaningless on padding.
     """
     x = self.inputs(tokens, codes, visual_position, codebook)
-    return self.llm(x, positions, causal_mask(segment_ids, branches))
+    fused = branches is None and flash.fits(x.shape[1], self.config.llm.head_dim)
+    mask = segment_ids if fused else causal_mask(segment_ids, branches)
+    return self.llm(x, positions, mask)
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]: the token that follows each position."""

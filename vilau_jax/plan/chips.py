@@ -10,7 +10,7 @@ class Chip:
   Attributes:
     name: as in a topology, "v5e".
     flops: dense bfloat16 products a second.
-    hbm: bytes of device memory, as sold (for a TPU, of which libtpu leaves a program a little less).
+    hbm: bytes of device memory, as sold; a TPU's compiler keeps a little of it.
     bandwidth: bytes a second between device and its memory.
     link: bytes a second that leave a device towards its neighbours, all links together: the
       inter-chip interconnect of a TPU, NVLink of a GPU.
@@ -68,8 +68,8 @@ _GIB = 2**30
 _TPU = "Google Cloud TPU documentation, system architecture of "
 
 # Links: TPU documentation counts both directions (v5e 400, v6e 800 GB/s a chip) or bits of one (v4
-# 2400, v5p 4800 Gbit/s); data sheets of GPUs count both. Here it is one direction. Network: 8 NICs a
-# host (400 Gbit/s each on an H100 host, 200 on an A100 host); for TPUs the slice's data centre
+# 2400, v5p 4800 Gbit/s); data sheets of GPUs count both. Here it is one direction. Network: 8 NICs
+# a host (400 Gbit/s each on an H100 host, 200 on an A100 host); for TPUs the slice's data centre
 # network divided by its chips (v5e: 6.4 Tbit/s for 256), taken the same for the others.
 CHIPS = {
   c.name: c

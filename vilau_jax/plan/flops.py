@@ -146,9 +146,11 @@ def vision_forward(tower: TowerConfig) -> float:
 
 
 def pool_forward(tower: TowerConfig) -> float:
-  """The contrastive route of one image: last layer and pooling head."""
-  c, t = tower.vision, tower.vision.grid**2
+  """The contrastive route of one image: last layer (CNN encoders: a projection), pooling head."""
+  c, t = tower.vision or tower.text, tower.image_tokens
   probe = 2.0 * (2 * (t + 1) * c.width**2 + 2 * c.width * c.hidden) + attention(1, t, c.width)
+  if tower.vision is None:
+    return probe + 2.0 * t * tower.quantizer.width * c.width
   return _encoder_layer(t, c.width, c.hidden) + probe
 
 
@@ -234,7 +236,7 @@ def vgg_forward(side: int) -> float:
 
 
 def patch_gan_forward(side: int, channels: int, layers: int) -> float:
-  """One image through the discriminator: `layers` convolutions of stride 2, then two of stride 1."""
+  """One image through the discriminator: `layers` convolutions of stride 2, two of stride 1."""
   total, before = 0.0, 3
   for i in range(layers):
     side, width = side // 2, channels * min(2**i, 8)

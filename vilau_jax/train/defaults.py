@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 def _shared() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
-  c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1, dcn_data=1)  # see sharding.make_mesh
   # every, keep: in steps and number of checkpoints; keep_every: multiples of it stay for good.
   c.ckpt = dict(every=500, keep=2, keep_every=0)
   c.log = dict(every=50, samples_every=1000, peak_flops=0.0)  # peak_flops: of a device that

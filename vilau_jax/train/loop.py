@@ -25,13 +25,10 @@ from vilau_jax.models import perceptual
 from vilau_jax.speed import Speed
 from vilau_jax.train import experiment as experiments
 from vilau_jax.train import guard, initial, lock, optim, samples
+from vilau_jax.train import step as steps
 from vilau_jax.train.checkpoints import TrainingCheckpoints
 from vilau_jax.train.experiment import Experiment
-from vilau_jax.train.lm import LmStage
 from vilau_jax.train.optim import State, Tree
-from vilau_jax.train.tower import TowerStage
-
-STAGES = {"tower": TowerStage, "lm": LmStage}
 
 
 def train(
@@ -81,10 +78,10 @@ def _run(
   config = run.config
   saved = TrainingCheckpoints(run.workdir, **config.ckpt.to_dict())
   closing.callback(saved.close)
-  stage = STAGES[config.stage](config, run.model)
+  stage = steps.make_stage(config, run.model)
   state, frozen = prepare(stage, run, saved, mesh)
   skips = config.guard.nonfinite_skips
-  step_fn = compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
+  step_fn = steps.compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
   key, start = jax.random.key(config.seed), int(state.step)
   position = saved.position(start) if start else {}
   batches = Batches(run, mesh, start, position)
@@ -132,13 +129,8 @@ def prepare(
   """State and frozen variables on the mesh: from the newest checkpoint, or random ones with what
   init_from names."""
   key = jax.random.key(run.config.seed)
-  boxed = jax.eval_shape(stage.init, key)
-  placed = sharding.state_shardings(boxed, mesh)
-  abstract = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    _unboxed(boxed),
-    placed,
-  )
+  abstract = steps.abstract_state(stage, mesh)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   last = saved.newest_good()
   if last is None:
     state, frozen = jax.jit(lambda k: nn.unbox(stage.init(k)), out_shardings=placed)(key)
@@ -150,22 +142,10 @@ def prepare(
     frozen = {"params": {}} | frozen
   if run.config.stage == "tower" and run.config.loss.lpips:
     lpips = perceptual.load_lpips(run.config.loss.lpips_weights)
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    frozen = frozen | {"lpips": jax.device_put(lpips, whole)}
+    widths = tuple(lpips["params"][f"lin_{i}"].shape[0] for i in range(5))
+    where = jax.tree.map(lambda leaf: leaf.sharding, steps.abstract_lpips(mesh, widths))
+    frozen = frozen | {"lpips": jax.device_put(lpips, where)}
   return state, frozen
-
-
-def compiled_step(stage: Any, state: State) -> Any:
-  """The jitted step; the old state's memory becomes the new one's."""
-  placed = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(stage.step, donate_argnames=("state",), out_shardings=(placed, None))
-
-
-def _unboxed(tree: Any) -> Any:  # nn.unbox refuses abstract leaves under a mesh
-  box = nn.LogicallyPartitioned
-  return jax.tree.map(
-    lambda x: x.value if isinstance(x, box) else x, tree, is_leaf=lambda x: isinstance(x, box)
-  )
 
 
 def _initialise(

@@ -47,7 +47,7 @@ class TowerStage:
     if loss.disc.loss not in DISCRIMINATOR_LOSSES:
       known = sorted(DISCRIMINATOR_LOSSES)
       raise ValueError(f"loss.disc.loss must be one of {known}, got {loss.disc.loss!r}")
-    if loss.contrastive and self.model.tower.encoder != "siglip":
+    if loss.contrastive and self.model.tower.text is None:
       raise ValueError(f"loss.contrastive {loss.contrastive}: this tower has no contrastive route")
     if bool(loss.lpips) != bool(loss.lpips_weights):
       raise ValueError(
