@@ -30,7 +30,7 @@ from vilau_jax.data.pieces import Piece
 from vilau_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 NAMES = ("rows", "packing", "import", "codes", "json", "memory")
-_ONLY = flags.DEFINE_list("only", NAMES, "which to run")
+_ONLY = flags.DEFINE_list("only", [*NAMES], "which to run")
 _JSON = flags.DEFINE_string("json", None, "file for the figures")
 _SMALL = flags.DEFINE_bool("small", False, "little data: whether it runs, not how fast")
 
