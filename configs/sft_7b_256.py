@@ -35,7 +35,7 @@ def get_config(arg=""):
     dict(path="scienceqa", form="sft", weight=0.012),
     dict(path="youcook2", form="sft", weight=0.01),
   )
-  c.data.row = dict(length=4096, slots=3584, targets=2560, window=8192)
+  c.data.row = dict(length=4096, slots=3840, targets=3072, window=8192)
   c.data.workers = 8
   c.ckpt = dict(every=250, keep=2, keep_every=1_000)
   c.log.every = 10

@@ -5,7 +5,8 @@ from vilau_jax.bench import data
 
 def test_rows_codes_and_memory_are_measured():
   """Little data, by CPU time; the full figures come from python -m vilau_jax.bench.data."""
-  found = data.measure(["packing", "codes", "json", "memory"], small=True)
+  found = data.measure(["rows", "packing", "codes", "json", "memory"], small=True)
+  assert min(found["rows"][f"filled_{stage}"] for stage in data.STAGES) >= 0.95
   assert found["packing"]["positions_per_s_per_core"] >= 200_000
   assert 0.9 < found["packing"]["filled"] <= 1
   assert found["codes"]["ratio"] >= 20

@@ -77,6 +77,12 @@ def test_containers_that_state_no_size(tmp_path):
     containers.check_whole(io.BytesIO(bytes.fromhex("1a45dfa3 80 18538067 94") + bytes(9)), "x")
 
 
+def test_frames_have_a_limit(tmp_path):
+  video(tmp_path / "v.mp4")
+  with pytest.raises(ValueError, match=r"v\.mp4 has frames of 48x32 pixels"):
+    containers.read(containers.epath.Path(tmp_path / "v.mp4"), lambda total: [0], 48 * 32 - 1)
+
+
 def test_random_bytes_are_no_reason_to_crash(tmp_path):
   rng = np.random.default_rng(0)
   path = tmp_path / "v.mp4"

@@ -61,7 +61,7 @@ def vilau(*arguments):
 def test_commands(coded, tmp_path):
   small = ("--scenes=5", "--videos=2", "--test_scenes=2", "--test_videos=2")
   done = vilau("import", "emoji", f"--output={tmp_path / 'data'}", *small)
-  assert done.returncode == 0 and "5 train_scenes" in done.stdout
+  assert done.returncode == 0 and "train_scenes: 5 accepted, 0 rejected" in done.stdout
   assert len(records.Records(tmp_path / "data" / "train_scenes")) == 5
   done = vilau("inspect", coded / "coded", "--as_batch", f"--output={tmp_path / 'pictures'}")
   assert done.returncode == 0, done.stderr

@@ -78,16 +78,16 @@ def encode(images):
 
 
 def files(store, name):
-  return {p.rsplit("/", 1)[1]: store.cat_file(p) for p in store.ls(f"/b/{name}", detail=False)}
+  return {p.rsplit("/", 1)[1]: store.cat_file(p) for p in store.ls(f"/bucket/{name}", detail=False)}
 
 
 def test_everything_lies_in_a_bucket(bucket, tmp_path):
   sources.folder(tmp_path / "pictures")
   for path in (tmp_path / "pictures").rglob("*.*"):
     place = path.relative_to(tmp_path / "pictures")
-    bucket.pipe_file(f"/b/pictures/{place}", path.read_bytes())
+    bucket.pipe_file(f"/bucket/pictures/{place}", path.read_bytes())
   found = {}
-  for root in ("gs://b", str(tmp_path)):
+  for root in ("gs://bucket", str(tmp_path)):
     imports.run(folder.plan(f"{root}/pictures"), f"{root}/records", records_per_shard=2)
     for part in (0, 1):  # two processes, one after the other
       coded = codes.add_codes(
@@ -98,10 +98,10 @@ def test_everything_lies_in_a_bucket(bucket, tmp_path):
   for name in ("records", "codes"):
     local = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
     assert files(bucket, name) == local
-  assert list(found["gs://b"]) == list(found[str(tmp_path)])
-  assert "3 pair" in inspect.summary(found["gs://b"])
+  assert list(found["gs://bucket"]) == list(found[str(tmp_path)])
+  assert "3 pair" in inspect.summary(found["gs://bucket"])
 
-  model = train_tokenizer(record_texts(found["gs://b"]), tmp_path / "t.model")
+  model = train_tokenizer(record_texts(found["gs://bucket"]), tmp_path / "t.model")
   row = dict(length=128, slots=64, targets=64, window=8)
   batches = {}
   for root in found:
@@ -122,11 +122,11 @@ def test_everything_lies_in_a_bucket(bucket, tmp_path):
 
 def test_tfrecords_and_broken_imports_in_a_bucket(bucket, tmp_path):
   path = sources.folder(tmp_path / "pictures")
-  imports.run(folder.plan(path), "gs://b/t", writer="tfrecord")
-  assert [r["id"] for r in records.Records("gs://b/t")] == ["a/c.webp", "b.jpg", "d.bmp"]
-  with pytest.raises(ValueError, match=r"gs://b/none holds no records"):
-    records.Records("gs://b/none")
-  (name,) = records.Records("gs://b/t").shards
-  bucket.rm(f"/b/t/{name}")
-  with pytest.raises(ValueError, match=f"the shard {name} of gs://b/t is missing"):
-    records.Records("gs://b/t")
+  imports.run(folder.plan(path), "gs://bucket/t", writer="tfrecord")
+  assert [r["id"] for r in records.Records("gs://bucket/t")] == ["a/c.webp", "b.jpg", "d.bmp"]
+  with pytest.raises(ValueError, match=r"gs://bucket/none holds no records"):
+    records.Records("gs://bucket/none")
+  (name,) = records.Records("gs://bucket/t").shards
+  bucket.rm(f"/bucket/t/{name}")
+  with pytest.raises(ValueError, match=f"the shard {name} of gs://bucket/t is missing"):
+    records.Records("gs://bucket/t")

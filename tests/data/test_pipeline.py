@@ -170,6 +170,7 @@ def test_samples_longer_than_a_row_are_left_out_visibly(root, caplog):
   data = config(root, forms=("t2i",), length=34)
   found = dataset(root, data=data, settings=forms.SequenceSettings(system_prompt="", frames=2))
   assert "are left out" in caplog.text
+  assert ": pictures4, pictures9, pictures14," in caplog.text
   for i in range(6):
     ids = found[i]["tokens"]
     assert "very long" not in TOKENIZER.decode(ids[ids > 0])

@@ -2,6 +2,7 @@ r"""How fast and how full the data pipeline is on this machine, one core each.
 
 python -m vilau_jax.bench.data [--only=packing] [--json=FILE] [--small]
 
+rows      how full rows are in the mixtures of the paper's two stages at 256 px, by lengths alone
 packing   positions a second from codes to batches, and how full the rows are: samples with the
           lengths of the paper's pre-training at 256 px in its proportions
 import    JPEGs imported into records, against Pillow alone decoding the same files in the same run
@@ -23,12 +24,13 @@ from absl import app, flags
 from etils import epath
 from PIL import Image
 
-from vilau_jax.data import forms, imports, media, pipeline, records
+from vilau_jax.data import forms, imports, media, packing, pipeline, records
 from vilau_jax.data.formats import ranges
 from vilau_jax.data.pieces import Piece
 from vilau_jax.data.tokenizer import Tokenizer, train_tokenizer
 
-_ONLY = flags.DEFINE_list("only", ["packing", "import", "codes", "json", "memory"], "which to run")
+NAMES = ("rows", "packing", "import", "codes", "json", "memory")
+_ONLY = flags.DEFINE_list("only", [*NAMES], "which to run")
 _JSON = flags.DEFINE_string("json", None, "file for the figures")
 _SMALL = flags.DEFINE_bool("small", False, "little data: whether it runs, not how fast")
 
@@ -40,8 +42,48 @@ MIXTURE = {
   "i2t": (200, 1, 1.2),
   "t2v": (80, 8, 1.0),
 }
-ROW = dict(length=4096, slots=3840, targets=3072, window=2048)  # as configs/pretrain_7b_256.py
+ROW = dict(length=4096, slots=3840, targets=3072, window=2048)  # as configs/*_7b_256.py
 TOKENS, DEPTH = 256, 4
+
+
+# stage -> source -> (millions of samples, text positions about, pictures or frames, drawn?)
+STAGES = {
+  "pretrain": {
+    "internal_generation": (15.0, 60, 1, True),
+    "mmc4_core": (6.0, 700, 4, False),
+    "sharegpt4v_pretrain": (1.25, 250, 1, False),
+    "openvid": (1.0, 120, 8, True),
+  },
+  "sft": {
+    "internal_generation": (15.0, 60, 1, True),
+    "vflan, text": (1.0, 350, 0, False),
+    "vflan, pictures": (1.4, 150, 1, False),
+    "openvid": (1.0, 120, 8, True),
+    "sharegpt4v_sft": (0.66, 350, 1, False),
+    "wit_subset": (0.54, 150, 1, False),
+    "sherlock": (0.32, 80, 1, False),
+    "videos": (0.43, 200, 8, False),
+    "scienceqa": (0.012, 120, 1, False),
+  },
+}
+
+
+def rows(root: pathlib.Path, small: bool) -> dict[str, float]:
+  """Filled share of the rows that a window of 8192 samples is planned into, by stage."""
+  shape = packing.RowShape(ROW["length"], ROW["slots"], ROW["targets"], DEPTH)
+  found = {}
+  for stage, mix in STAGES.items():
+    rng = np.random.default_rng(0)
+    weights, words, images, drawn = (np.array(column) for column in zip(*mix.values()))
+    which = rng.choice(len(mix), 2048 if small else 8192, p=weights / weights.sum())
+    text = np.maximum(30, rng.gamma(4.0, words[which] / 4.0)).astype(int)
+    slots = TOKENS * images[which]
+    sizes = np.stack([text + slots, slots, slots * drawn[which]], -1)
+    fits = packing.fits(sizes, shape)
+    planned = packing.plan(sizes[fits], shape)
+    found[f"filled_{stage}"] = float(sizes[fits, 0].sum() / (len(planned) * shape.length))
+    found[f"left_out_{stage}"] = float((~fits).sum())
+  return found
 
 
 def _record(form: str, number: int, rng: np.random.Generator) -> dict:
@@ -62,7 +104,7 @@ def _record(form: str, number: int, rng: np.random.Generator) -> dict:
   return record
 
 
-def packing(root: pathlib.Path, small: bool) -> dict[str, float]:
+def packed(root: pathlib.Path, small: bool) -> dict[str, float]:
   """Positions a second and the share of filled positions."""
   root.mkdir(parents=True)
   rng = np.random.default_rng(0)
@@ -233,7 +275,8 @@ def _resident() -> float:
 
 
 BENCHES = {
-  "packing": packing,
+  "rows": rows,
+  "packing": packed,
   "import": importing,
   "codes": reading_codes,
   "json": big_json,

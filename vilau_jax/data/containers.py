@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 from PIL import Image
 
+_DATA = {b"mdat", b"moof"}
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 
 
@@ -115,13 +116,16 @@ def _check_boxes(file: BinaryIO, size: int, name: str) -> None:
     length, kind = int.from_bytes(head[:4], "big"), head[4:8]
     length = int.from_bytes(head[8:], "big") if length == 1 else length or size - place
     if length < 8 or not kind.isalnum():
-      break  # what follows the last box is no concern of ours
+      break
+    complete = b"moov" in kinds and kinds & _DATA
+    if complete and kind not in _DATA and place + length > size:
+      break  # notes behind the last box
     _check_end(f"box {kind.decode()!r}", place + length, size, name)
     kinds.add(kind)
     place += length
   if b"moov" not in kinds:
     raise ValueError(f"{name} is cut off, or was never finished: it has no index (box 'moov')")
-  if not {b"mdat", b"moof"} & kinds:
+  if not kinds & _DATA:
     raise ValueError(f"{name} is cut off: it has an index, but no data (box 'mdat')")
 
 

@@ -32,6 +32,7 @@ from vilau_jax.data.tokenizer import Tokenizer
 ENDLESS = 2**40
 Anchor = tuple[int, int]  # a window of the mixture, and how many rows the windows before it gave
 START: Anchor = (0, 0)
+NAMED = 20  # of the records that are left out
 LIGHT_RECORDS = 200_000  # data sets up to this size keep their records' texts in memory
 HEAVY = ("images", "frames", "codes", "codes_crop", "scene")
 
@@ -197,10 +198,12 @@ class Source:
       )
     self.dropped = len(good) - len(self.usable)
     if self.dropped:
+      names = [str(self.records[int(n)].get("id")) for n in np.flatnonzero(~good)[:NAMED]]
       logging.warning(
         "%s (%s): %d of %d records are left out, because their samples need more than a row of %s "
-        "(tokens, slots, targets); the largest needs %s",
+        "(tokens, slots, targets); the largest needs %s: %s%s",
         path, form, self.dropped, len(good), shape.room.tolist(), sizes.max(0).tolist(),
+        ", ".join(names), ", .." if self.dropped > NAMED else "",
       )  # fmt: skip
 
   def size(self, number: int, rng: Callable[[], np.random.Generator]) -> np.ndarray:
