@@ -128,13 +128,13 @@ def write(root: pathlib.Path) -> None:
   model().save(root / "model")
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def outcome() -> tuple[pathlib.Path, dict, dict[str, list]]:
   """The folder, the results of the tasks and the samples of each, as the harness wrote them."""
   root = pathlib.Path(tempfile.mkdtemp(prefix="vilau_lmms_"))
   write(root)
   environment = dict(os.environ, HF_HUB_OFFLINE="1", HF_HOME=str(root / "hf"),
-                     WANDB_MODE="disabled", PYTHONPATH=os.getcwd())  # fmt: skip
+                     WANDB_MODE="disabled")  # fmt: skip
   tasks = ",".join(f"vilau_{name}_local" for name in YAMLS)
   typed = [sys.executable, "-m", "lmms_eval", "--model", "vilau_jax", "--model_args",
            f"checkpoint={root / 'model'},output_dir={root / 'drawn'}", "--tasks", tasks,
@@ -155,8 +155,8 @@ def say(*parts) -> str:
   return model().generate_text([list(parts)], max_new_tokens=4)[0]
 
 
-def test_one_of_the_harness_tasks_runs_on_the_real_package():
-  _, results, samples = outcome()
+def test_one_of_the_harness_tasks_runs_on_the_real_package(outcome):
+  _, results, samples = outcome
   ending = "\nAnswer the question using a single word or phrase."
   want = [say(vilau_jax.Image(picture), f"Is there a {word} in the image?{ending}")
           for word, picture in zip(WORDS, pictures())]  # fmt: skip
@@ -165,10 +165,10 @@ def test_one_of_the_harness_tasks_runs_on_the_real_package():
   assert results["vilau_pope_local"]["pope_accuracy,none"] == pytest.approx(share)
 
 
-def test_a_task_of_several_rounds():
+def test_a_task_of_several_rounds(outcome):
   from lmms_eval.tasks.ovobench.constant import SSR_PROMPT_TEMPLATE as template
 
-  root, results, samples = outcome()
+  root, results, samples = outcome
   want = [say(vilau_jax.Video(str(root / f"7_{i}.mp4")), template.format(step))
           for i, step in enumerate(STEPS)]  # fmt: skip
   assert samples["rounds"] == [want]
@@ -177,10 +177,10 @@ def test_a_task_of_several_rounds():
   assert found == pytest.approx(100 * np.mean(right))
 
 
-def test_a_task_that_wants_a_sketch_first():
+def test_a_task_that_wants_a_sketch_first(outcome):
   from lmms_eval.tasks.unig2u.chartqa100 import utils
 
-  root, _, samples = outcome()
+  root, _, samples = outcome
   words = {"pre_prompt": "", "post_prompt": "\nAnswer the question with a single word."}
   context = utils.chartqa_doc_to_text_visual_cot({"question": "how many?"}, words)
   wish, question = lmms_eval.sketch_and_question(context)
@@ -192,8 +192,8 @@ def test_a_task_that_wants_a_sketch_first():
   assert samples["sketch"] == [want]
 
 
-def test_a_task_that_compares_likelihoods():
-  _, results, _ = outcome()
+def test_a_task_that_compares_likelihoods(outcome):
+  _, results, _ = outcome
   texts = ("a dog", "a cat")
   losses = [-float(model().score(["what?"], [text])[0]) for text in texts]
   sizes = [len(model().tokenizer.encode(f" {t}</s>", prefix=False)) for t in texts]

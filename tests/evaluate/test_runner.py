@@ -166,6 +166,7 @@ def test_command_line_and_report(tmp_path, capsys):
     (["report", "--output={empty}"], "no scores.json below"),
     (["mmvet", "--model=x", "--data={empty}", "--output=y", "--judge_url=x"], "must begin with"),
     (["pope", "--model=x", "--data={empty}", "--output=y", "--lpips=a"], "no use for --lpips"),
+    (["pope", "--model=x", "--data={empty}", "--output=y", "--process_index=1"], "must lie below"),
   ],
 )
 def test_bad_input_is_explained(typed, words, tmp_path, capsys):

@@ -5,6 +5,7 @@ to each other: how many there are can't change a prediction.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import queue
 import threading
@@ -59,7 +60,7 @@ class Replicas:
     def one(batch: Any) -> T:
       model, device = self._free.get()
       try:
-        with jax.default_device(device):
+        with contextlib.nullcontext() if device is None else jax.default_device(device):
           return call(model, batch)
       finally:
         self._free.put((model, device))
