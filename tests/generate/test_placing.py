@@ -54,5 +54,5 @@ def test_a_model_of_four_devices_writes_and_draws_the_same(path):
 
 
 def test_a_mesh_that_does_not_divide_a_weight_is_refused(path):
-  with pytest.raises(ValueError, match="largest legal size is 4"):
+  with pytest.raises(ValueError, match="largest legal size is 2"):
     vilau_jax.load(path, sharding.make_mesh(data=1, tensor=8))

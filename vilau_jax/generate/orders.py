@@ -85,7 +85,7 @@ class PromptFile:
       if order.name in seen or (order.name != _default(number) and self._defaults(order.name)):
         reason = f"the name {order.name!r} is that of another record"
         order = dataclasses.replace(order, prompt=None, reason=reason)
-      if order.name != _default(number):
+      elif order.name != _default(number):
         seen.add(order.name)
       yield order
 

@@ -56,6 +56,9 @@ class Vision:
   ) -> np.ndarray:
     """Codes [n, T, R'] of the first R' depths -> uint8 [n, S, S, 3], truncated as the reference.
 
+    Pictures are decoded one by one: in another batch size a sum may be rounded otherwise, and a
+    picture would depend on its company by a unit in a pixel.
+
     Args:
       codes: R' may be below R: a coarser picture.
       known: bool [n, T]; other positions are drawn from zeros. None knows all.
@@ -65,7 +68,7 @@ class Vision:
     known = np.ones(codes.shape[:2], bool) if known is None else known
     s = self.config.image_size
     dtype, program = (np.float32, _decode_floats) if floats else (np.uint8, _decode)
-    return self._run(program, codes, known, empty=np.zeros((0, s, s, 3), dtype))
+    return self._run(program, codes, known, empty=np.zeros((0, s, s, 3), dtype), sizes=(1,))
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded, or,
@@ -81,23 +84,33 @@ class Vision:
     return self.config.vision.width
 
   def _run(
-    self, program: Callable, *rows: np.ndarray, empty: np.ndarray, spread: bool = False
+    self,
+    program: Callable,
+    *rows: np.ndarray,
+    empty: np.ndarray,
+    spread: bool = False,
+    sizes: tuple[int, ...] | None = None,
   ) -> np.ndarray:
+    sizes = sizes or self._sizes
     parts, done, total = [empty], 0, len(rows[0])
     while done < total:
-      size = next((s for s in self._sizes if s >= total - done), self._sizes[-1])
+      size = next((s for s in sizes if s >= total - done), sizes[-1])
       here = [r[done : done + size] for r in rows]
       count = len(here[0])
       filled = [np.concatenate([h, np.repeat(h[-1:], size - count, axis=0)]) for h in here]
       variables = self._variables
       devices = jax.local_device_count() if jax.config.jax_default_device is None else 1
-      if spread and size == self._sizes[-1] and devices > 1 and size % devices == 0:
+      if spread and size == sizes[-1] and devices > 1 and size % devices == 0:
         share, variables = self._everywhere
         filled = [jax.device_put(f, share) for f in filled]
-      parts.append(np.asarray(program(self._tower, variables, *filled))[:count])
+      parts.append(program(self._tower, variables, *filled)[:count])
       done += count
-    return np.concatenate(parts)
+      if len(parts) > _AHEAD:  # calls are under way together, and few results wait on the device
+        parts[-_AHEAD] = np.asarray(parts[-_AHEAD])
+    return np.concatenate(jax.device_get(parts))
 
+
+_AHEAD = 8  # calls
 
 _compiled = functools.partial(jax.jit, static_argnums=0)
 
