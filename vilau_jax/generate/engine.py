@@ -19,7 +19,6 @@ import numpy as np
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import int8, sampling
 from vilau_jax.generate.cache import State, grow
-from vilau_jax.layers.product import laid_out
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU, decoding_params
@@ -61,7 +60,7 @@ class Engine:
     self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
     if quantize:  # one after the other: both copies of all weights may not fit
       params = int8.quantize_params(params)
-    self.params = laid_out(jax.tree.map(_placed, params))
+    self.params = jax.tree.map(_placed, params)
     self.quantized = quantize
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)

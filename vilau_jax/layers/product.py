@@ -1,10 +1,9 @@
 """The product of activations and a weight: the one place that knows what is fast where.
 
 Decoding multiplies a row or two by every weight, so the time is that of reading the weights. XLA's
-CPU backend reads them at full speed only in the product of a matrix and one vector, best with the
-contracted axis innermost in memory; a product with two rows copies the weight into blocks first.
-Accelerators get the plain product and the default layout. Axis letters: N rows, I contracted, O
-features.
+CPU backend reads them at full speed only in the product of a matrix and one vector; a product with
+two rows copies the weight into blocks first. Accelerators get the plain product. Axis letters: N
+rows, I contracted, O features.
 """
 
 import functools
@@ -13,9 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Format, Layout
 
-FEW = 4  # rows up to which a CPU takes one after the other
+FEW = 2  # rows up to which a CPU takes one after the other
 _OUT = ("o_proj", "out")  # modules whose kernels [H, C, D] are contracted over two axes
 
 
@@ -59,24 +57,8 @@ def _matmul(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:
   return jax.lax.platform_dependent(x, w, cpu=by_row, default=plain)
 
 
-def laid_out(params: Any) -> Any:
-  """Decoding parameters with the memory layout that this machine multiplies fastest; values, shapes
-  and, off the CPU, everything else stay as they are."""
-  if jax.default_backend() != "cpu":
-    return params
-  return jax.tree_util.tree_map_with_path(_lay_out, params)
-
-
 def contracted_axes(names: tuple[str, ...], ndim: int) -> int:
   """How many leading axes of a parameter, named by its path, `product` contracts; 0: it is none."""
   if names[-1] not in ("kernel", "lm_head"):
     return 0
   return 2 if ndim == 3 and names[-2] in _OUT else 1
-
-
-def _lay_out(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-  inner = contracted_axes(tuple(str(getattr(step, "key", step)) for step in path), leaf.ndim)
-  if not inner or len(leaf.sharding.device_set) > 1:
-    return leaf
-  order = (*range(inner, leaf.ndim), *range(inner))
-  return jax.device_put(leaf, Format(Layout(major_to_minor=order), leaf.sharding))
