@@ -19,6 +19,7 @@ import numpy as np
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import int8, sampling
 from vilau_jax.generate.cache import State, grow
+from vilau_jax.layers.product import for_decoding, natural
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU, decoding_params
@@ -60,7 +61,7 @@ class Engine:
     self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
     if quantize:  # one after the other: both copies of all weights may not fit
       params = int8.quantize_params(params)
-    self.params = jax.tree.map(_placed, params)
+    self.params = for_decoding(jax.tree.map(_placed, params))
     self.quantized = quantize
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
@@ -110,7 +111,7 @@ def _placed(leaf: Any) -> jax.Array:
 
 def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
   """Decoding parameters -> numpy parameters as they are trained and saved, in the stored dtypes."""
-  params = jax.tree.map(lambda leaf, dtype: np.asarray(leaf).astype(dtype), params, stored)
+  params = jax.tree.map(lambda leaf, dtype: np.asarray(leaf).astype(dtype), natural(params), stored)
   whole = {}
   for part, tree in params.items():
     layers = sorted((k for k in tree if k.startswith(f"{LAYERS}_")), key=lambda k: int(k[7:]))
