@@ -13,7 +13,7 @@ import qwix
 from vilau_jax import api
 from vilau_jax.generate import int8
 from vilau_jax.generate.engine import Engine
-from vilau_jax.layers.product import product
+from vilau_jax.layers.product import natural, product
 from vilau_jax.models import vilau
 
 
@@ -26,7 +26,7 @@ def engines():
 def products(params):
   """Weights of language model and depth transformer that are multiplied, as pairs of leaves."""
   leaves = jax.tree_util.tree_leaves_with_path(
-    {k: params[k] for k in int8.PARTS}, is_leaf=lambda leaf: isinstance(leaf, qwix.QArray)
+    natural({k: params[k] for k in int8.PARTS}), is_leaf=lambda leaf: isinstance(leaf, qwix.QArray)
   )
   return [leaf for path, leaf in leaves if path[-1].key in ("kernel", "lm_head")]
 

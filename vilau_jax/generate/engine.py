@@ -23,7 +23,7 @@ from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import int8, sampling
 from vilau_jax.generate.cache import State, grow
 from vilau_jax.generate.placing import place
-from vilau_jax.layers.product import laid_out
+from vilau_jax.layers.product import for_decoding, natural
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU
@@ -70,7 +70,7 @@ class Engine:
     self.config = dataclasses.replace(config, remat="none")
     params = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
     params, self.stored = place(params, self.config, mesh, quantize)
-    self.params = laid_out(params)
+    self.params = for_decoding(params)
     self.mesh, self.prefix, self.prefix_caches, self.quantized = mesh, (), None, quantize
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
@@ -134,7 +134,7 @@ class Engine:
 
 def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
   """Decoding parameters -> numpy parameters as they are trained and saved, in the stored dtypes."""
-  params = jax.tree.map(lambda leaf, dtype: np.asarray(leaf).astype(dtype), params, stored)
+  params = jax.tree.map(lambda leaf, dtype: np.asarray(leaf).astype(dtype), natural(params), stored)
   whole = {}
   for part, tree in params.items():
     layers = sorted((k for k in tree if k.startswith(f"{LAYERS}_")), key=lambda k: int(k[7:]))

@@ -25,6 +25,7 @@ from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.contents import Contents, Image, as_list, to_turns
 from vilau_jax.generate.engine import Engine, stacked
 from vilau_jax.generate.vision import Vision
+from vilau_jax.layers.product import natural
 
 _CHUNK = 512  # pictures or conversations that are in memory as pixels at once
 _PARTS = {
@@ -101,7 +102,7 @@ class Runtime:
   def identity(self) -> str:
     """16 hex digits of the architecture and a sample of all weights."""
     digest = hashlib.sha256(repr(self.config).encode())
-    trees = [self._tower, self.engine.params if "llm" in self._parts else None]
+    trees = [self._tower, natural(self.engine.params) if "llm" in self._parts else None]
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
       flat = np.asarray(leaf).reshape(-1)
       sample = flat[:: max(1, flat.size // 4096)].astype(np.float32)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from vilau_jax import sharding
-from vilau_jax.layers.product import product
+from vilau_jax.layers.product import Transposed, product
 
 LECUN = nn.initializers.lecun_normal()
 
@@ -22,12 +22,19 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = sharding.boxed(self.init, *self.axes)
-    y = product(x, self.param("kernel", kernel, (x.shape[-1], self.features)), self.dtype)
+    y = product(x, self._kernel(x.shape[-1]), self.dtype)
     if self.bias:
       bias = sharding.boxed(self.bias_init, self.axes[1])
       y = y + self.param("bias", bias, (self.features,)).astype(self.dtype)
     return y
+
+  def _kernel(self, width: int) -> jax.Array | Transposed:
+    if self.has_variable("params", "kernel"):
+      held = self.get_variable("params", "kernel")
+      if isinstance(held, Transposed):  # flax would compare the shapes
+        return held
+    init = sharding.boxed(self.init, *self.axes)
+    return self.param("kernel", init, (width, self.features))
 
 
 class HeadsIn(nn.Module):

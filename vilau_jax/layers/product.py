@@ -1,22 +1,53 @@
 """The product of activations and a weight: the one place that knows what is fast where.
 
 Decoding multiplies a row or two by every weight, so the time is that of reading the weights. XLA's
-CPU backend reads them at full speed only in the product of a matrix and one vector, best with the
-contracted axis innermost in memory; a product with two rows copies the weight into blocks first.
-Accelerators get the plain product and the default layout. Axis letters: N rows, I contracted, O
-features.
+CPU backend reads them at full speed only in the product of a matrix and one vector; a product with
+two rows copies the weight into blocks first. There, weights with more inputs than features are kept
+transposed, because the sum over neighbouring numbers is up to twice as fast. Accelerators get the
+plain product of plain weights. Axis letters: N rows, I contracted, O features.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Format, Layout
 
-FEW = 4  # rows up to which a CPU takes one after the other
+FEW = 2  # rows up to which a CPU takes one after the other
 _OUT = ("o_proj", "out")  # modules whose kernels [H, C, D] are contracted over two axes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Transposed:
+  """A weight [I, O] that is held as [O, I]."""
+
+  value: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.value.shape[::-1]
+
+
+def for_decoding(params: Any) -> Any:
+  """Decoding parameters as this machine multiplies them fastest; see `natural`."""
+  if jax.default_backend() != "cpu":
+    return params
+  return jax.tree_util.tree_map_with_path(_turned, params)
+
+
+def natural(params: Any) -> Any:
+  """Inverse of `for_decoding`: every weight as it is trained and saved."""
+  whole = lambda leaf: leaf.value.T if isinstance(leaf, Transposed) else leaf  # noqa: E731
+  return jax.tree.map(whole, params, is_leaf=lambda leaf: isinstance(leaf, Transposed))
+
+
+def _turned(path: tuple[Any, ...], leaf: jax.Array) -> Any:
+  names = tuple(str(getattr(step, "key", step)) for step in path)
+  tall = leaf.ndim == 2 and contracted_axes(names, 2) and leaf.shape[0] > leaf.shape[1]
+  return Transposed(jnp.array(leaf.T)) if tall else leaf
 
 
 def product(
@@ -31,7 +62,8 @@ def product(
 
   Args:
     x: activations.
-    w: an array, or a qwix.QArray with one scale a feature, which multiplies the result.
+    w: an array, a Transposed one, or a qwix.QArray with one scale a feature, which multiplies the
+      result.
     dtype: of the computation.
     contracted: number of axes I.
     result: dtype of the result, which the sums keep; `dtype` if None.
@@ -42,6 +74,9 @@ def product(
     scale, w = w.scale.reshape(-1), w.qvalue
   inner = math.prod(w.shape[:contracted])
   rows = x.astype(dtype).reshape(-1, inner)
+  if isinstance(w, Transposed):
+    y = _matmul_transposed(rows, w.value.astype(dtype), result)
+    return y.reshape(*x.shape[:-1], *features)
   w = w.astype(dtype).reshape(inner, -1)
   if scale is None:
     y = _matmul(rows, w, result)
@@ -59,12 +94,12 @@ def _matmul(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:
   return jax.lax.platform_dependent(x, w, cpu=by_row, default=plain)
 
 
-def laid_out(params: Any) -> Any:
-  """Decoding parameters with the memory layout that this machine multiplies fastest; values, shapes
-  and, off the CPU, everything else stay as they are."""
-  if jax.default_backend() != "cpu":
-    return params
-  return jax.tree_util.tree_map_with_path(_lay_out, params)
+def _matmul_transposed(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:
+  """[N, I] times the transpose of [O, I]."""
+  if 1 < x.shape[0] <= FEW:
+    return jnp.stack([jnp.matmul(w, row, preferred_element_type=result) for row in x])
+  last = (((1,), (1,)), ((), ()))
+  return jax.lax.dot_general(x, w, last, preferred_element_type=result)
 
 
 def contracted_axes(names: tuple[str, ...], ndim: int) -> int:
@@ -72,11 +107,3 @@ def contracted_axes(names: tuple[str, ...], ndim: int) -> int:
   if names[-1] not in ("kernel", "lm_head"):
     return 0
   return 2 if ndim == 3 and names[-2] in _OUT else 1
-
-
-def _lay_out(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-  inner = contracted_axes(tuple(str(getattr(step, "key", step)) for step in path), leaf.ndim)
-  if not inner or len(leaf.sharding.device_set) > 1:
-    return leaf
-  order = (*range(inner, leaf.ndim), *range(inner))
-  return jax.device_put(leaf, Format(Layout(major_to_minor=order), leaf.sharding))
