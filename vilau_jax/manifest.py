@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 
 NAME = "manifest.json"
-# What orbax writes into a checkpoint while it commits it, behind our back.
-_UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt", NAME)
+# What orbax writes into a checkpoint while it commits it, behind our back; it can do without.
+UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt", NAME)
 _CHUNK, _THREADS = 2**22, 8
 
 
@@ -78,7 +78,7 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[str]:
   for entry in directory.iterdir():
     if entry.is_dir():
       yield from _files(entry, f"{prefix}{entry.name}/")
-    elif entry.name not in _UNSEALED:
+    elif entry.name not in UNSEALED:
       yield f"{prefix}{entry.name}"
 
 
