@@ -20,6 +20,7 @@ COMMANDS = {
   "generate": ("vilau_jax.cli.generate", "draw or animate: image|video --model --prompt --output"),
   "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
+  "demo": ("vilau_jax.cli.demo", "a page in the browser: chat, draw, animate, look inside"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
 }
