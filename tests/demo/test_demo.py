@@ -1,4 +1,4 @@
-"""What the page does, without the page: limits, drawing that is watched and cancelled, talk, codes."""
+"""What the page does, without the page: limits, watched and cancelled drawing, talk, codes."""
 
 import functools
 import json
@@ -104,16 +104,16 @@ def test_bad_files_are_refused_by_their_names_and_not_by_their_places(tmp_path, 
     with pytest.raises(ValueError, match=said) as caught:
       studio().question("what is it", [str(path)])
     assert str(tmp_path) not in str(caught.value)
-  with pytest.raises(ValueError, match="50x40 pixels; at most 0.001 million"):
+  with pytest.raises(ValueError, match=r"50x40 pixels; at most 0.001 million"):
     uploads.picture(picture, 32, Limits(megapixels=0.001))
-  with pytest.raises(ValueError, match="cat.png has .* MB; at most 0.001"):
+  with pytest.raises(ValueError, match=r"cat.png has .* MB; at most 0.001"):
     uploads.picture(picture, 32, Limits(megabytes=0.001))
 
 
 def test_a_picture_of_many_pixels_is_refused_before_it_is_decoded(tmp_path):
   path = tmp_path / "bomb.png"
   Image.new("1", (20000, 20000)).save(path)
-  with pytest.raises(ValueError, match="bomb.png"):
+  with pytest.raises(ValueError, match=r"bomb.png"):
     uploads.picture(path, 32, Limits())
 
 

@@ -23,7 +23,9 @@ footer {display: none !important}
 THEME = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 MODEL = dict(concurrency_id="model", concurrency_limit=1)
 PRIVATE = dict(api_visibility="private")
-INTRO = "One model that reads, writes, draws and animates. **{name}**, {millions:,.1f} million parameters."
+INTRO = (
+  "One model reads, writes, draws and animates. **{name}**, {millions:,.1f} million parameters."
+)
 
 
 def serve(studio: Studio, *, host: str, port: int, waiting: int = 20, block: bool = True):
