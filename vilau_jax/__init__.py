@@ -9,9 +9,10 @@ _PUBLIC = {
   "VilaU": "vilau_jax.api",
   "Image": "vilau_jax.api",
   "Video": "vilau_jax.api",
+  "Cancelled": "vilau_jax.api",
   "VilaUConfig": "vilau_jax.config",
 }
-__all__ = ["Image", "Video", "VilaU", "VilaUConfig", "load"]
+__all__ = ["Cancelled", "Image", "Video", "VilaU", "VilaUConfig", "load"]
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,8 @@ Flat = dict[tuple[str, ...], Any]
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """What a model directory or workdir holds; `variables` are numpy arrays, not yet on a device."""
+  """What a model directory or workdir holds; `variables` are numpy arrays, not yet on a device, or
+  StoredArray: still on the disk."""
 
   config: VilaUConfig
   variables: dict[str, Any]
@@ -65,10 +66,11 @@ def save_model(
   write_json(path / "config.json", {"format_version": FORMAT_VERSION, "model": config.to_dict()})
 
 
-def load_model(path: _Path) -> LoadedModel:
+def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   """Reads a model directory, or a training workdir at its newest checkpoint.
 
-  Where training kept an average of the weights, the average is what is loaded.
+  Where training kept an average of the weights, the average is what is loaded. The parameters of
+  the components in `on_disk` are not read yet: they are StoredArray.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -78,7 +80,10 @@ def load_model(path: _Path) -> LoadedModel:
   stored = read_config(path)
   found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
   tokenizers = [str(file) if file.exists() else None for file in found.values()]
-  variables = traverse_util.unflatten_dict(_read(_index(path)))
+  index = _index(path)
+  later = {k: entry for k, entry in index.items() if k[0] == "params" and k[1] in on_disk}
+  read = _read({k: entry for k, entry in index.items() if k not in later})
+  variables = traverse_util.unflatten_dict(read | _open(later))
   config = VilaUConfig.from_dict(stored["model"])
   return LoadedModel(config, variables, *tokenizers, str(path))
 
@@ -261,8 +266,12 @@ def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
 
 def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
   """The variables of a model directory or workdir, without reading them."""
+  return _open(_index(epath.Path(path)))
+
+
+def _open(index: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], StoredArray]:
   arrays = {}
-  for key, (directory, inside, leaf) in _index(epath.Path(path)).items():
+  for key, (directory, inside, leaf) in index.items():
     base = {"driver": "file", "path": f"{directory}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
     opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()

@@ -101,7 +101,7 @@ def test_full_batches_are_coded_on_every_device(tower):
   """64 pictures on 8 devices give the codes of 8 batches on one."""
   side = tower.config.tower.image_size
   images = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
-  rows, weights = tower._runtime.vision._everywhere
+  rows, weights = tower.runtime.vision._everywhere
   assert rows.num_devices == 8 == len(jax.tree.leaves(weights)[0].sharding.device_set)
   together = tower.encode_images(images)
   apart = [tower.encode_images(images[i : i + 8]) for i in range(0, 64, 8)]

@@ -78,7 +78,7 @@ def test_prompts_are_vila_us():
   for case in CONTRACT["vila_u_prompts"]:
     content = lmms_eval.conversation(case["text"], [pictures()[0]] * case["n_images"])
     loaded = vilau_jax.VilaU.from_loaded(golden_model.golden())
-    sequence = loaded._runtime.prompts([content])[0]
+    sequence = loaded.runtime.prompts([content])[0]
     slots = set(sequence.visual_position.tolist())
     assert len(slots) == case["n_images"] * loaded.config.tower.image_tokens
     text = loaded.tokenizer.decode([t for i, t in enumerate(sequence.tokens) if i not in slots])

@@ -10,6 +10,7 @@ from vilau_jax.data.conversation import turn
 from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.sequence import (
   drawing_prompt,
+  extended,
   prompt,
   unconditional_prompt,
 )
@@ -80,7 +81,7 @@ def test_drawn_rows_do_not_depend_on_their_company(overrides):
 
 def teacher_forced(model, prompt_, codes):
   """Logits of the codes of one drawn output, from one pass over the whole row."""
-  whole = interleaved.extended(prompt_, codes=codes)
+  whole = extended(prompt_, codes=codes)
   length = len(whole.tokens)
   batch = dict(
     tokens=whole.tokens[None],
@@ -125,12 +126,12 @@ def test_drawing_inside_of_text():
   t = tokenizer()
   asked = prompt([turn("user", "Draw a dog")], t, settings())
   _, unconditional = drawing()
-  told = interleaved.extended(asked, [t.im_start])
-  rows = interleaved.generate(
-    engine(), t, [told, asked], {"image": unconditional, "video": drawing("video")[1]},
-    text_wish=WISH, visual_wish=DRAW, seeds=[3, 4], max_new_tokens=6, max_visuals=1,
-    video_frames=2,
+  told = extended(asked, [t.im_start])
+  rules = interleaved.Rules(
+    WISH, DRAW, {"image": unconditional, "video": drawing("video")[1]},
+    max_new_tokens=6, max_visuals=1, video_frames=2,
   )  # fmt: skip
+  rows = interleaved.generate(engine(), t, [told, asked], rules, [3, 4])
   assert rows[0][0].kind == "image"
   assert rows[0][0].codes.shape == (16, 3)
   alone = image.generate_codes(engine(), [told], unconditional, DRAW, [3])

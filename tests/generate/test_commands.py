@@ -114,6 +114,22 @@ def test_chat_talks_until_an_empty_line(model, capsys, monkeypatch):
   assert next(lines, None) is None
 
 
+def test_chat_shows_pictures_at_any_turn(model, tmp_path, capsys, monkeypatch):
+  image = picture(tmp_path / "a.png")
+  lines = iter(["/image nowhere.png", "What?", "/new", "Hi", f"/image {image}", "What is it?", ""])
+  monkeypatch.setattr("builtins.input", lambda _: next(lines))
+  assert vilau("chat", f"--model={model}", "--max_new_tokens=4") == 0
+  printed = capsys.readouterr().out.splitlines()
+  assert "no image file at nowhere.png" in printed[1]
+  loaded, hello = vilau_jax.load(model), printed[-2].strip()
+  talk = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": hello},
+    {"role": "user", "content": [vilau_jax.Image(image), "What is it?"]},
+  ]
+  assert printed[-1].strip() == loaded.generate_text([talk], max_new_tokens=4)[0]
+
+
 @pytest.mark.parametrize(
   ("extra", "words"),
   [

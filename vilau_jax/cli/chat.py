@@ -3,7 +3,8 @@
 vilau chat --model=DIR --image=cat.png "What is this?"
     one answer, as it is written; --image and --video may be given several times
 vilau chat --model=DIR
-    a prompt; the conversation goes on until an empty line, /new starts another one
+    a prompt; the conversation goes on until an empty line, /new starts another one, /image FILE and
+    /video FILE show something with the next question
 """
 
 from absl import flags
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> int:
   if not _MODEL.value:
     raise ValueError("--model=DIR is missing; see vilau chat --help")
   from vilau_jax import api  # flags first: jax takes seconds
+  from vilau_jax.cli.compile_cache import use_compile_cache
 
+  use_compile_cache()
   shown = [*map(api.Image, _IMAGE.value), *map(api.Video, _VIDEO.value)]
   model = api.load(_MODEL.value)
   if argv:
@@ -59,8 +62,10 @@ def answer(model, turns: list[dict]) -> str:
 
 
 def talk(model, shown: list) -> None:
-  """A conversation at the prompt; the pictures belong to its first question."""
-  print("ask; an empty line ends, /new starts again")
+  """A conversation at the prompt; pictures belong to the question behind them."""
+  from vilau_jax import api
+
+  print("ask; /image FILE and /video FILE show something, /new starts again, an empty line ends")
   turns: list[dict] = []
   while True:
     try:
@@ -69,18 +74,27 @@ def talk(model, shown: list) -> None:
       return
     if not question:
       return
-    if question == "/new":
-      turns = []
-      continue
-    content = [question] if turns else [*shown, question]
-    turns.append({"role": "user", "content": content})
-    try:
-      written = answer(model, turns)
-    except ValueError as error:
-      print(f"{error}\n(/new starts again)")
-      turns.pop()
-      continue
-    if written:
-      turns.append({"role": "assistant", "content": written})
-    else:  # an empty answer can't stand in the conversation
-      turns.pop()
+    command, _, file = question.partition(" ")
+    if command == "/new":
+      turns, shown = [], []
+    elif command in ("/image", "/video"):
+      shown = [*shown, (api.Image if command == "/image" else api.Video)(file.strip())]
+    else:
+      turns.append({"role": "user", "content": [*shown, question]})
+      if reply(model, turns):
+        shown = []
+
+
+def reply(model, turns: list[dict]) -> bool:
+  """Answers the last turn, which is taken back if that is impossible."""
+  try:
+    written = answer(model, turns)
+  except ValueError as error:
+    print(f"{error}\n(/new starts again)")
+    turns.pop()
+    return False
+  if written:
+    turns.append({"role": "assistant", "content": written})
+  else:  # an empty answer can't stand in the conversation
+    turns.pop()
+  return bool(written)

@@ -11,8 +11,9 @@ def use_compile_cache(directory: str = DEFAULT) -> pathlib.Path | None:
   """Makes jax keep compiled programs, so that a second start is quick.
 
   Args:
-    directory: "auto" is vilau_jax/ below $XDG_CACHE_HOME or ~/.cache, apart for every kind of
-      processor, as programs for one may not run on another; "" turns it off.
+    directory: "auto" leaves a cache that is set already (JAX_COMPILATION_CACHE_DIR); else it is
+      vilau_jax/ below $XDG_CACHE_HOME or ~/.cache, apart for every kind of processor, as programs
+      for one may not run on another. "" turns it off.
 
   Returns:
     The directory in use.
@@ -23,6 +24,8 @@ def use_compile_cache(directory: str = DEFAULT) -> pathlib.Path | None:
 
   path = pathlib.Path(directory).expanduser()
   if directory == DEFAULT:
+    if jax.config.jax_compilation_cache_dir:
+      return pathlib.Path(jax.config.jax_compilation_cache_dir)
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     path = pathlib.Path(home) / "vilau_jax" / _processor()
   jax.config.update("jax_compilation_cache_dir", str(path))

@@ -58,6 +58,9 @@ _RUNS = _text("runs", "quickstart: where tower/, lm/, finetune/ and times.jsonl 
 _SMOKE = flags.DEFINE_bool(
   "smoke", False, "quickstart: a few samples of everything", allow_override=True
 )
+_SHARED = flags.DEFINE_bool(
+  "all_devices", False, "share each batch among the devices of this process", allow_override=True
+)
 # The flags below are fields of Options under the same names.
 _OPTIONS = (
   _text("protocol", "whose rules; every task has its own default"),
@@ -120,7 +123,7 @@ def benchmark(name: str) -> int:
   options = Options(judge=judge, cfg_scales=tuple(map(float, _SCALES.value)), **given)
   with Bar("predictions") as bar:
     result = runner.run(
-      name, data=_DATA.value, output=_OUTPUT.value, model=_MODEL.value,
+      name, data=_DATA.value, output=_OUTPUT.value, model=_model(),
       predictions=_PREDICTIONS.value, options=options, progress=bar.update,
     )  # fmt: skip
   head, rows = paper.rows(result)
@@ -134,6 +137,17 @@ def benchmark(name: str) -> int:
     print(f"  note: {line}")
   print(f"\nscores: {_OUTPUT.value}/scores.json")
   return 1 if result["partial"] else 0
+
+
+def _model():
+  """The model's directory, or the model on all devices."""
+  if not (_SHARED.value and _MODEL.value):
+    return _MODEL.value
+  import jax
+
+  from vilau_jax import api, sharding
+
+  return api.load(_MODEL.value, sharding.make_mesh(devices=jax.local_devices()))
 
 
 def report() -> int:

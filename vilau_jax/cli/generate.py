@@ -6,12 +6,17 @@ vilau generate image --model=DIR --prompts_file=prompts.txt --output=out
     one picture (PNG) or video (MP4) for every prompt and --num, 000000.png on; a directory that has
     some already is continued. metadata.json says for each file what made it; grid.png shows all
     pictures at once. Output i has seed --seed + i, whatever else is drawn with it.
+vilau generate video --model=DIR --prompt=.. --first_frame=fox.png --output=out
+    a video that begins with a picture
+vilau generate --from_metadata=out/metadata.json --output=again [--model=DIR]
+    makes the files of a metadata.json or results.jsonl again, and says whether they are the same
+    bit for bit (exit code 1 if not)
+Thousands of prompts: vilau generate batch --help
 """
 
 import dataclasses
 import os
 import pathlib
-import time
 
 from absl import flags
 
@@ -38,13 +43,19 @@ _FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", allow_overri
 _FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", allow_override=True)
 _SEED = flags.DEFINE_integer("seed", 0, "same seed, same pictures", allow_override=True)
 _BATCH = flags.DEFINE_integer("batch_size", 8, "outputs drawn at once", allow_override=True)
+_FIRST = flags.DEFINE_string(
+  "first_frame", None, "video: picture that all of them begin with", allow_override=True
+)
+_AGAIN = flags.DEFINE_string(
+  "from_metadata", None, "make the files of this metadata.json again", allow_override=True
+)
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", allow_override=True)
 
 
 def main(argv: list[str]) -> int:
-  if argv not in (["image"], ["video"]):
+  if argv not in (["image"], ["video"]) and not (_AGAIN.value and not argv):
     raise ValueError(f"say what to generate, image or video; got {' '.join(argv)!r}")
-  for flag in (_MODEL, _OUTPUT):
+  for flag in (_OUTPUT,) if _AGAIN.value else (_MODEL, _OUTPUT):
     if not flag.value:
       raise ValueError(f"--{flag.name}=DIR is missing; see vilau generate --help")
   for flag in (_NUM, _BATCH, _COLUMNS):
@@ -52,32 +63,56 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
   if _FPS.value <= 0:
     raise ValueError(f"--fps must be above 0, got {_FPS.value}")
-  prompts = _prompts()
-  from vilau_jax import api  # flags first: jax takes seconds
-  from vilau_jax.cli.progress import Bar
+  if _AGAIN.value:
+    return again()
+  if _FIRST.value and argv != ["video"]:
+    raise ValueError("--first_frame is for videos")
+  return draw(argv[0], _prompts())
+
+
+def draw(kind: str, prompts: list[str]) -> int:
+  """Draws every prompt --num times into the gallery."""
+  from vilau_jax.cli.watch import Watch  # flags first: jax takes seconds
   from vilau_jax.generate.gallery import Gallery
 
-  gallery = Gallery(_OUTPUT.value)
-  print(f"loading {_MODEL.value}", flush=True)
-  model = api.load(_MODEL.value)
+  gallery, watch = Gallery(_OUTPUT.value), Watch()
+  model = watch.load(_MODEL.value)
+  made_by = _made_by(model)
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
-  began = time.monotonic()
-  with Bar("compiling, drawing: positions") as bar:
+  with watch.drawing(len(tasks)):
     for start in range(0, len(tasks), _BATCH.value):
       batch = tasks[start : start + _BATCH.value]
-      seen = lambda p, start=start: bar.update(  # noqa: E731
-        p.total * start + p.done * len(p.outputs), p.total * len(tasks)
-      )
-      made_by = _made_by(model)
-      for (seed, prompt), pixels in zip(batch, _draw(model, argv[0], batch, seen)):
+      for (seed, prompt), pixels in zip(batch, _draw(model, kind, batch, watch.seen)):
         gallery.add(pixels, {"prompt": prompt, "seed": seed, **made_by}, _FPS.value)
-  seconds = time.monotonic() - began
   grid = gallery.sheet(_COLUMNS.value)
   shown = ", ".join(gallery.names[:4]) + (", ..." if len(gallery.names) > 4 else "")
-  print(f"{len(tasks)} {argv[0]}(s) in {seconds:.1f} s: {shown} in {_OUTPUT.value}")
+  print(f"{len(tasks)} {kind}(s) {watch.summary()}: {shown} in {_OUTPUT.value}")
   if grid:
     print(f"all of them: {grid}")
   return 0
+
+
+def again() -> int:
+  """Draws what metadata says, and compares."""
+  from vilau_jax.cli.watch import Watch  # flags first: jax takes seconds
+  from vilau_jax.generate.again import draw_again, read_entries
+  from vilau_jax.generate.gallery import Gallery
+
+  entries = read_entries(_AGAIN.value)
+  if not (_MODEL.value or entries[0].get("model")):
+    raise ValueError(f"{_AGAIN.value} does not say where its model is; give --model=DIR")
+  gallery, watch = Gallery(_OUTPUT.value), Watch()
+  model = watch.load(_MODEL.value or entries[0]["model"])
+  with watch.drawing(len(entries)):
+    made = draw_again(model, entries, _BATCH.value, watch.seen)
+  where, same = {"model": os.path.abspath(model.path)}, 0
+  for entry, pixels in zip(entries, made):
+    kept = {k: entry[k] for k in ("prompt", "seed", "settings", "model_id")}
+    name, equal = gallery.compare(pixels, kept | where, entry)
+    same += equal
+    print(f"{entry['file']} -> {name}: {'the same, bit for bit' if equal else 'DIFFERS'}")
+  print(f"{same} of {len(entries)} are the same {watch.summary()}")
+  return 0 if same == len(entries) else 1
 
 
 def _prompts() -> list[str]:
@@ -102,7 +137,8 @@ def _given() -> dict[str, float]:
 def _made_by(model) -> dict:
   settings = dataclasses.asdict(model.config.sampling) | _given()
   where = os.path.abspath(_MODEL.value)
-  return {"settings": settings, "model": where, "model_id": model.identity()}
+  made_by = {"settings": settings, "model": where, "model_id": model.identity()}
+  return made_by | ({"first_frame": os.path.abspath(_FIRST.value)} if _FIRST.value else {})
 
 
 def _draw(model, kind: str, batch: list[tuple[int, str]], on_progress):
@@ -110,4 +146,5 @@ def _draw(model, kind: str, batch: list[tuple[int, str]], on_progress):
   common = dict(seed=seeds, batch_size=_BATCH.value, on_progress=on_progress, **_given())
   if kind == "image":
     return model.generate_images(prompts, **common)
-  return model.generate_videos(prompts, num_frames=_FRAMES.value, **common)
+  first = [_FIRST.value] * len(prompts) if _FIRST.value else None
+  return model.generate_videos(prompts, num_frames=_FRAMES.value, first_frames=first, **common)

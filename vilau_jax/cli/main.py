@@ -17,6 +17,7 @@ COMMANDS = {
   "data inspect": ("vilau_jax.cli.data_inspect", "counts, sizes and a contact sheet of records"),
   "tokenize": ("vilau_jax.cli.tokenize", "add a tower's codes to records"),
   "convert": ("vilau_jax.cli.convert", "PyTorch checkpoints: import|export FORMAT, or verify"),
+  "generate batch": ("vilau_jax.cli.generate_batch", "thousands of prompts from a file, resumable"),
   "generate": ("vilau_jax.cli.generate", "draw or animate: image|video --model --prompt --output"),
   "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),

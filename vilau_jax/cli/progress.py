@@ -26,9 +26,9 @@ class Bar:
   def __enter__(self) -> "Bar":
     return self
 
-  def update(self, done: int, total: int) -> None:
-    """Shows that `done` of `total` are finished."""
-    self._show(MofNCompleteColumn, done, total, self._what)
+  def update(self, done: int, total: int, text: str | None = None) -> None:
+    """Shows that `done` of `total` are finished; `text` says what goes on now."""
+    self._show(MofNCompleteColumn, done, total, text or self._what)
 
   def advance(self, share: float, count: int) -> None:
     """Shows that `share` (0..1) is finished where the total is unknown, and `count` of them."""

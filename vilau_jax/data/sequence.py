@@ -169,6 +169,34 @@ def unconditional_prompt(
   return drawing_prompt("", tokenizer, settings, kind)
 
 
+def shared_beginning(tokenizer: Tokenizer, settings: SequenceSettings) -> tuple[int, ...]:
+  """Ids with which every prompt begins: <s> and the system prompt, as far as no text that follows
+  can change them."""
+  texts = ("", "a", "1", " ", "<im_start>")
+  rows = [drawing_prompt(text, tokenizer, settings).tokens.tolist() for text in texts]
+  same = [len(set(column)) == 1 for column in zip(*rows)]
+  return tuple(rows[0][: same.index(False) if False in same else len(same)])
+
+
+def extended(
+  prompt: Sequence, ids: Iterable[int] = (), codes: np.ndarray | None = None
+) -> Sequence:
+  """A prompt with ids, or with the codes [N, R] of new visual positions, behind it."""
+  if codes is None:
+    codes = np.zeros((0, prompt.codes.shape[1]), np.int32)
+  length, count = len(prompt.tokens), len(codes)
+  ids = [0] * count if count else list(ids)
+  places = np.arange(length, length + count, dtype=np.int32)
+  old = prompt.codes if len(prompt.codes) else np.zeros((0, codes.shape[1]), np.int32)
+  return Sequence(
+    tokens=np.concatenate([prompt.tokens, np.asarray(ids, np.int32)]),
+    text_target=np.full(length + len(ids), -1, np.int32),
+    visual_position=np.concatenate([prompt.visual_position, places]),
+    codes=np.concatenate([old, codes]) if count else prompt.codes,
+    visual_target=np.zeros(len(prompt.visual_position) + count, bool),
+  )
+
+
 def build(*branches: Iterable[C.Span], tokenizer: Tokenizer) -> Sequence:
   """Spans with codes -> a sequence that begins with <s>.
 

@@ -24,7 +24,8 @@ class State:
   Attributes:
     caches: (keys, values) a layer, each [B, K, M, C].
     valid: bool [B, M], columns that hold a position of the row; padding never becomes valid.
-    column: int32 scalar, the column that is written next.
+    column: int32 scalar, the column that is written next; behind the last one comes the first, as
+      the place of a position in the cache means nothing (its keys are rotated already).
     position: int32 [B], the rotary position of the next step.
     pending: [B, 1, D], the input embedding that the next step reads.
   """
@@ -41,20 +42,21 @@ def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
   return max(smallest, 1 << max(0, length - 1).bit_length())
 
 
-def left_pad(prompts: List[Sequence], depth: int) -> dict[str, np.ndarray]:
+def left_pad(prompts: List[Sequence], depth: int, skip: int = 0) -> dict[str, np.ndarray]:
   """Prompts -> one batch whose rows end in the last column.
 
   The last column is the one that stays pending, so there are bucket(longest - 1) + 1 of them.
 
   Args:
-    prompts: sequences of at least one position.
+    prompts: sequences of at least one position behind `skip`.
     depth: R.
+    skip: leaves out the first positions of every prompt, which are text.
 
   Returns:
     tokens int32 [B, L], valid bool [B, L], positions int32 [B, L] (0 on padding), and
     visual_position int32 [B, N] (-1 = empty) and codes int32 [B, N, R], where N may be 0.
   """
-  columns = bucket(max(len(p.tokens) for p in prompts) - 1) + 1
+  columns = bucket(max(len(p.tokens) for p in prompts) - skip - 1) + 1
   most = max(len(p.visual_position) for p in prompts)
   slots = bucket(most) if most else 0
   rows = len(prompts)
@@ -63,13 +65,13 @@ def left_pad(prompts: List[Sequence], depth: int) -> dict[str, np.ndarray]:
   visual_position = np.full((rows, slots), -1, np.int32)
   codes = np.zeros((rows, slots, depth), np.int32)
   for i, prompt in enumerate(prompts):
-    pad, count = columns - len(prompt.tokens), len(prompt.visual_position)
-    tokens[i, pad:] = prompt.tokens
+    pad, count = columns - len(prompt.tokens) + skip, len(prompt.visual_position)
+    tokens[i, pad:] = prompt.tokens[skip:]
     valid[i, pad:] = True
-    visual_position[i, :count] = prompt.visual_position + pad
+    visual_position[i, :count] = prompt.visual_position + pad - skip
     if count:
       codes[i, :count] = prompt.codes
-  positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.int32)
+  positions = np.where(valid, np.cumsum(valid, axis=1) - 1 + skip, 0).astype(np.int32)
   return dict(
     tokens=tokens,
     valid=valid,

@@ -7,6 +7,7 @@ Axis letters: B rows, L columns, M cache columns, N slots, D width, V vocabulary
 R residual depth, E entries; n outputs (with guidance B = 2n, conditional rows first).
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -15,13 +16,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import sampling
 from vilau_jax.generate.cache import State, grow
+from vilau_jax.generate.placing import place
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
-from vilau_jax.models.vilau import VilaU, decoding_params
+from vilau_jax.models.vilau import VilaU
+
+COMPONENTS = ("llm", "projector", "depth", "visual_positions")  # what an engine decodes with
 
 
 def compiled(*static: str, donate: tuple[str, ...] = ()):
@@ -30,10 +36,7 @@ def compiled(*static: str, donate: tuple[str, ...] = ()):
 
 
 class Engine:
-  """Weights prepared for decoding, and the programs over them.
-
-  Stacks of layers are taken apart once: a step reads every weight once, and slices of a stack would
-  be copied first.
+  """Weights prepared for decoding (see placing.py), and the programs over them.
 
   Attributes:
     config: the model's, with the compute dtype of this machine.
@@ -45,62 +48,79 @@ class Engine:
     steps_at_once: visual positions a program call runs. On CPU products inside a loop take a slow
       path (a step a call was twice as fast at 16 layers of 1024), elsewhere a call is a row of the
       grid.
+    mesh: the devices that share the work, or None: one device.
+    prefix: ids that nearly every prompt begins with (the system prompt); see start.py.
+    prefix_caches: what the language model made of them, once it has.
   """
 
-  def __init__(self, config: VilaUConfig, variables: dict[str, Any]):
-    """Args: config and variables of a model that has a language model, and perhaps the rest."""
+  def __init__(self, config: VilaUConfig, variables: dict[str, Any], mesh: Mesh | None = None):
+    """Args: config and variables of a model that has a language model, and perhaps the rest; a mesh
+    of this process's devices, over which weights and rows lie as the table in sharding.py says.
+    """
     if jax.default_backend() == "cpu":  # XLA has no fast half precision there
       config = dataclasses.replace(config, dtype="float32")
     self.config = dataclasses.replace(config, remat="none")
-    names = ("llm", "projector", "depth", "visual_positions")
-    params = {k: variables["params"][k] for k in names if k in variables["params"]}
-    params = decoding_params(params)
-    self.stored = jax.tree.map(lambda leaf: leaf.dtype, params)
-    self.params = jax.tree.map(_placed, params)
+    params = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
+    self.params, self.stored = place(params, self.config, mesh)
+    self.mesh, self.prefix, self.prefix_caches = mesh, (), None
     book = variables.get("quantizer", {}).get("codebook")
     self.codebook = None if book is None else jnp.asarray(book, jnp.float32)
+    if book is not None and mesh is not None:
+      self.codebook = jax.device_put(self.codebook, NamedSharding(mesh, PartitionSpec()))
     self.context = int(config.llm.max_positions * config.llm.rope_scaling)
     self.depth = config.tower.quantizer.depth if config.tower is not None else 0
     on_cpu = jax.default_backend() == "cpu"
     self.steps_at_once = 1 if on_cpu or config.tower is None else config.tower.grid
 
-  def start(self, batch: dict[str, np.ndarray], room: int) -> State:
-    """Runs prompts (see cache.left_pad) and leaves `room` free columns behind them."""
-    return prefill(self.params, self.codebook, batch, config=self.config, room=room)
+  @property
+  def ways(self) -> int:
+    """Shares into which rows are divided."""
+    return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+  def scope(self) -> contextlib.AbstractContextManager:
+    """Inside of it programs lie on the engine's mesh."""
+    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+  def start(
+    self, batch: dict[str, np.ndarray], room: int, prefix=(), take: np.ndarray | None = None
+  ) -> State:
+    """Runs prompts (see cache.left_pad) and leaves `room` free columns behind them; see prefill."""
+    with self.scope():
+      return prefill(self.params, self.codebook, batch, prefix, take, config=self.config, room=room)
 
   def text_step(self, state: State, draws: "Draws", switches: sampling.Switches):
     """One token a row: new state, int32 [B], finite bool [B]. The state is donated."""
-    return text_step(self.params, state, draws, config=self.config, switches=switches)
+    with self.scope():
+      return text_step(self.params, state, draws, config=self.config, switches=switches)
 
   def visual_chunk(
-    self, state: State, first: int, draws: "Draws", switches: sampling.Switches, steps: int
+    self, state: State, first: Any, draws: "Draws", switches: sampling.Switches, steps: int
   ):
     """`steps` visual positions: new state, codes int32 [n, steps, R], finite bool [n].
 
-    The state is donated. `first` is the place of the first one in its run.
+    The state is donated. `first` is the place of the first one in its run, one for all rows or
+    [B, 1].
     """
-    return visual_chunk(
-      self.params, self.codebook, state, np.int32(first), draws,
-      config=self.config, switches=switches, steps=steps,
-    )  # fmt: skip
+    with self.scope():
+      return visual_chunk(
+        self.params, self.codebook, state, np.int32(first), draws,
+        config=self.config, switches=switches, steps=steps,
+      )  # fmt: skip
 
   def hidden(self, batch: dict[str, Any]) -> jax.Array:
     """Hidden states of whole rows [B, L, D]; see `hidden_states`."""
-    return hidden_states(self.params, self.codebook, batch, config=self.config)
+    with self.scope():
+      return hidden_states(self.params, self.codebook, batch, config=self.config)
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]."""
-    return text_logits(self.params, hidden, config=self.config)
+    with self.scope():
+      return text_logits(self.params, hidden, config=self.config)
 
   def code_logits(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
     """Teacher-forced: hidden [n, D] before each position and its codes [n, R] -> [n, R, E]."""
-    return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
-
-
-def _placed(leaf: Any) -> jax.Array:
-  if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
-    leaf = np.asarray(leaf).astype(np.float32)
-  return jnp.asarray(leaf)
+    with self.scope():
+      return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
 
 
 def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
@@ -136,29 +156,60 @@ class Draws:
 
 
 @compiled("room")
-def prefill(params, codebook, batch, *, config: VilaUConfig, room: int) -> State:
+def prefill(
+  params, codebook, batch, prefix=(), take=None, *, config: VilaUConfig, room: int
+) -> State:
   """Fills caches with all but the last column of left-padded prompts (see cache.left_pad).
 
+  Args:
+    params: decoding parameters.
+    codebook: float32 [K, E, Z] or None.
+    batch: of left_pad.
+    prefix: caches [1, K, P, C] a layer of positions that stand before every row, or ().
+    take: int32 [n], which row becomes row i of the state, or None: as they are. A prompt that many
+      rows share (the unconditional one) is read once.
+    config: of the model.
+    room: free columns behind.
+
   Returns:
-    A state whose cache has `room` free columns and whose pending embedding is the last column's.
+    A state whose pending embedding is the last column's.
   """
   valid, positions = batch["valid"], batch["positions"]
   rows, columns = valid.shape
   x = _inputs(params, codebook, batch, config)
   length = columns - 1
-  dtype = jnp.dtype(config.dtype)
-  mask = valid[:, None, :length] & jnp.tril(jnp.ones((length, length), bool))
-  caches = llama.init_cache(config.llm, rows, length, dtype)
+  known = prefix[0][0].shape[2] if prefix else 0
+  before = jnp.ones((rows, known), bool)
+  own = valid[:, None, :length] & jnp.tril(jnp.ones((length, length), bool))
+  mask = jnp.concatenate([jnp.broadcast_to(before[:, None], (rows, length, known)), own], axis=2)
+  caches = llama.init_cache(config.llm, rows, length, jnp.dtype(config.dtype))
+  if prefix:
+    caches = jax.tree.map(_behind, list(prefix), caches)
   _, caches = _apply(
-    params, config, lambda m: m.llm.decode(x[:, :length], positions[:, :length], mask, caches, 0)
+    params,
+    config,
+    lambda m: m.llm.decode(x[:, :length], positions[:, :length], mask, caches, known),
   )
+  valid = jnp.concatenate([before, valid[:, :length]], axis=1)
+  rest = valid, positions[:, -1], x[:, length:]
+  if take is not None:
+    caches, rest = jax.tree.map(lambda leaf: leaf[take], (caches, rest))
+  valid, position, pending = rest
   return State(
-    caches=grow(caches, room),
-    valid=jnp.pad(valid[:, :length], ((0, 0), (0, room))),
-    column=jnp.int32(length),
-    position=positions[:, -1],
-    pending=x[:, length:],
+    caches=jax.tree.map(
+      lambda leaf: sharding.constrain(leaf, "batch", "act_heads", None, None), grow(caches, room)
+    ),
+    valid=jnp.pad(valid, ((0, 0), (0, room))),
+    column=jnp.int32((known + length) % (known + length + room)),
+    position=position,
+    pending=pending,
   )
+
+
+def _behind(known: jax.Array, empty: jax.Array) -> jax.Array:
+  """Caches [1, K, P, C] and [B, K, L, C] -> [B, K, P + L, C]."""
+  known = jnp.broadcast_to(known, (empty.shape[0], *known.shape[1:]))
+  return jnp.concatenate([known, empty], axis=2)
 
 
 @compiled("switches", donate=("state",))
@@ -264,9 +315,8 @@ def _read(m: VilaU, state: State) -> tuple[jax.Array, State]:
   hidden, caches = m.llm.decode(
     state.pending, state.position[:, None], valid[:, None], state.caches, state.column
   )
-  advanced = state.replace(
-    caches=caches, valid=valid, column=state.column + 1, position=state.position + 1
-  )
+  column = (state.column + 1) % valid.shape[1]
+  advanced = state.replace(caches=caches, valid=valid, column=column, position=state.position + 1)
   return hidden[:, 0], advanced
 
 

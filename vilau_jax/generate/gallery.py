@@ -1,5 +1,6 @@
 """An output directory: numbered pictures and videos, and metadata.json that says what made each."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -11,6 +12,35 @@ from vilau_jax.data import media
 
 METADATA = "metadata.json"
 READABLE = 128  # pixels of width below which pictures are enlarged, or captions would not fit
+
+
+def writable(directory: str | os.PathLike) -> pathlib.Path:
+  """The directory, made when absent.
+
+  Raises:
+    ValueError: if nothing can be written there.
+  """
+  path = pathlib.Path(directory)
+  probe = path / f".{os.getpid()}"
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(f"cannot write to {directory}: {error}") from error
+  return path
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+  """Writes under a temporary name first, so that readers never see half a file."""
+  partial = path.with_name(f".{path.name}.{os.getpid()}")
+  partial.write_text(text, "utf-8")
+  partial.replace(path)
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+  """What tells whether a picture or video was made again bit for bit."""
+  return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 class Gallery:
@@ -27,16 +57,9 @@ class Gallery:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self.directory = pathlib.Path(directory)
+    self.directory = writable(directory)
     self.names: list[str] = []
     self._file = self.directory / METADATA
-    probe = self.directory / f".{os.getpid()}"
-    try:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      probe.touch()
-      probe.unlink()
-    except OSError as error:
-      raise ValueError(f"cannot write to {directory}: {error}") from error
     self._entries = self._read()
     numbers = [int(p.stem) for p in self.directory.iterdir() if p.stem.isdigit()]
     self._next = 1 + max(numbers, default=-1)
@@ -46,18 +69,25 @@ class Gallery:
     image = pixels.ndim == 3
     name = f"{self._next:06}.{'png' if image else 'mp4'}"
     entry = {"file": name, "kind": "image" if image else "video", **made_by}
+    entry["pixels_sha256"] = pixels_sha256(pixels)
     if image:
       media.write_image(pixels, self.directory / name, {"vilau": json.dumps(entry)})
     else:
       entry |= {"num_frames": len(pixels), "fps": fps}
       media.write_video(pixels, self.directory / name, fps)
     self._entries.append(entry)
-    partial = self._file.with_name(f".{METADATA}.{os.getpid()}")
-    partial.write_text(json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    partial.replace(self._file)
+    replace_text(self._file, json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n")
     self.names.append(name)
     self._next += 1
     return name
+
+  def compare(
+    self, pixels: np.ndarray, made_by: dict[str, Any], entry: dict[str, Any]
+  ) -> tuple[str, bool]:
+    """Adds what was made again from `entry`: its name, and whether it is the same bit for bit."""
+    extra = {k: entry[k] for k in ("first_frame",) if k in entry}
+    name = self.add(pixels, made_by | extra, entry.get("fps", 8))
+    return name, pixels_sha256(pixels) == entry.get("pixels_sha256")
 
   def sheet(self, columns: int) -> pathlib.Path | None:
     """grid.png: the pictures written by this object with their prompts; None for less than two."""

@@ -1,19 +1,24 @@
 """Image and video generation: T visual positions a frame, R codes a position, guided in pairs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as List
 
 import jax
 import numpy as np
 
-from vilau_jax.data.sequence import Sequence
+from vilau_jax.data.sequence import Sequence, extended
 from vilau_jax.generate import sampling
-from vilau_jax.generate.cache import bucket, check_context, left_pad
+from vilau_jax.generate.cache import bucket, check_context
 from vilau_jax.generate.engine import Draws, Engine
+from vilau_jax.generate.start import begin
 from vilau_jax.generate.text import check_finite
 
-Paint = Callable[[np.ndarray, int], np.ndarray]  # codes [n, done, R], total -> pictures
+Paint = Callable[[np.ndarray, int], np.ndarray]  # codes [n, done, R'], total -> pictures
+
+
+class Cancelled(Exception):
+  """Generation was ended by the `cancel` that was handed in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +38,19 @@ class Progress:
   codes: np.ndarray
   paint: Paint | None = dataclasses.field(default=None, repr=False)
 
-  def preview(self) -> np.ndarray:
-    """The pictures as far as they are drawn: uint8 [n, S, S, 3], for videos [n, F, S, S, 3]."""
-    return self.paint(self.codes, self.total)
+  def preview(self, depths: int | None = None) -> np.ndarray:
+    """The pictures as far as they are drawn: uint8 [n, S, S, 3], for videos [n, F, S, S, 3].
+
+    Args:
+      depths: draws from the first so many codes of every position, a coarser picture; None: all.
+
+    Raises:
+      ValueError: if `depths` is not in 1..R.
+    """
+    r = self.codes.shape[-1]
+    if depths is not None and not 1 <= depths <= r:
+      raise ValueError(f"depths must be in 1..{r}, got {depths}")
+    return self.paint(self.codes[..., :depths], self.total)
 
 
 def generate_codes(
@@ -45,13 +60,48 @@ def generate_codes(
   wish: sampling.Sampling,
   seeds: List[int],
   *,
+  on_progress: Callable[[Progress], None] | None = None,
+  cancel: Callable[[], bool] | None = None,
+  **kwargs,
+) -> np.ndarray:
+  """Draws one image (frames=1) or video for every prompt; see stream_codes for the arguments.
+
+  Args:
+    on_progress: called when a row of the grid is finished.
+    cancel: asked there; True ends the work.
+
+  Returns:
+    int32 [n, frames * T, R].
+
+  Raises:
+    ValueError: if a prompt leaves no room in the context, or logits are not finite.
+    Cancelled: if `cancel` said so.
+  """
+  parts = []
+  for progress in stream_codes(engine, prompts, unconditional, wish, seeds, **kwargs):
+    if on_progress is not None:
+      on_progress(progress)
+    if progress.done == progress.total:
+      parts.append(progress.codes)
+    elif cancel is not None and cancel():
+      raise Cancelled(f"after {progress.done} of {progress.total} visual positions")
+  return np.concatenate(parts)
+
+
+def stream_codes(
+  engine: Engine,
+  prompts: List[Sequence],
+  unconditional: Sequence,
+  wish: sampling.Sampling,
+  seeds: List[int],
+  *,
   frames: int = 1,
   batch_size: int = 16,
   drawn: List[int] | None = None,
-  on_progress: Callable[[Progress], None] | None = None,
+  given: np.ndarray | None = None,
   paint: Paint | None = None,
-) -> np.ndarray:
-  """Draws one image (frames=1) or video for every prompt.
+) -> Iterator[Progress]:
+  """Draws one image (frames=1) or video for every prompt, and says how far it is.
 
   Args:
     engine: a model with tower, projector and depth transformer.
@@ -62,11 +112,13 @@ def generate_codes(
     frames: of every output.
     batch_size: outputs that are drawn at once; guidance doubles the rows.
     drawn: per prompt, how many positions were drawn for it before (for its keys).
-    on_progress: called when a row of the grid is finished.
+    given: int32 [n, g, R], codes with which the outputs begin, or None. Both halves see them, so
+      guidance is about the text.
     paint: how Progress.preview makes pictures of codes.
 
-  Returns:
-    int32 [n, frames * T, R].
+  Yields:
+    A Progress for every finished row of the grid, batch after batch; the last one of a batch has
+    done == total.
 
   Raises:
     ValueError: if a prompt leaves no room in the context, or logits are not finite.
@@ -75,42 +127,46 @@ def generate_codes(
   lengths = [len(p.tokens) for p in prompts]
   check_context([*lengths, len(unconditional.tokens)], total - 1, engine.context)
   drawn = [0] * len(prompts) if drawn is None else list(drawn)
-  parts = []
   for start in range(0, len(prompts), batch_size):
     at = slice(start, start + batch_size)
     here = range(start, min(start + batch_size, len(prompts)))
-    parts.append(
-      _batch(engine, prompts[at], unconditional, wish, seeds[at], drawn[at], total, here,
-             batch_size, on_progress and (lambda *a: on_progress(Progress(*a, paint))))
-    )  # fmt: skip
-  return np.concatenate(parts)
+    known = None if given is None else given[at]
+    steps = _batch(
+      engine, prompts[at], unconditional, wish, seeds[at], drawn[at], total, batch_size, known
+    )
+    for codes in steps:
+      yield Progress(here, codes.shape[1], total, codes, paint)
 
 
 def _batch(
-  engine, prompts, unconditional, wish, seeds, drawn, total, outputs, batch_size, on_progress
-) -> np.ndarray:
+  engine, prompts, unconditional, wish, seeds, drawn, total, batch_size, given
+) -> Iterator[np.ndarray]:
+  """Codes so far [n, done, R], whenever a row of the grid is finished."""
   count = len(prompts)
   rows = min(bucket(count, 1), batch_size)  # the last batch rarely needs a program of its own
   extra = rows - count
-  prompts = [*prompts, *[prompts[-1]] * extra]
+  known = 0 if given is None else given.shape[1]
+  halves = [unconditional] * count
+  if known:
+    prompts = [extended(p, codes=c) for p, c in zip(prompts, given)]
+    halves = [extended(unconditional, codes=c) for c in given]
+  prompts, halves = ([*half, *[half[-1]] * extra] for half in (prompts, halves))
   entries = engine.config.tower.quantizer.entries
   switches, values = wish.switches(entries), wish.values(entries)
-  pairs = [*prompts, *[unconditional] * rows] if switches.guided else prompts
-  state = engine.start(left_pad(pairs, engine.depth), room=total)
+  state = begin(engine, [*prompts, *halves] if switches.guided else prompts, room=total - known)
   keys = sampling.output_keys([*seeds, *[0] * extra])
   before = np.asarray([*drawn, *[0] * extra], np.int32)
-  grid = engine.config.tower.grid
-  steps = engine.steps_at_once
-  codes = []
-  for first in range(0, total, steps):
+  grid, steps = engine.config.tower.grid, engine.steps_at_once
+  so_far = np.zeros((count, 0, engine.depth), np.int32) if given is None else given
+  waiting = []  # codes and finiteness of the positions behind so_far
+  for first in range(known, total, steps):
     draws = Draws(keys, before + first, values)
-    state, new, finite = engine.visual_chunk(state, first, draws, switches, steps)
-    codes.append(new)
+    state, *new = engine.visual_chunk(state, first, draws, switches, steps)
+    waiting.append(new)
     done = first + steps
     if done % grid == 0:
-      finite = jax.device_get(finite)
-      check_finite(finite[:count], f"visual position {done - 1}", "output")
-      if on_progress is not None:
-        so_far = np.concatenate(jax.device_get(codes), axis=1)[:count]
-        on_progress(outputs, done, total, so_far)
-  return np.concatenate(jax.device_get(codes), axis=1)[:count]
+      codes, finite = zip(*jax.device_get(waiting))
+      waiting = []
+      check_finite(np.all(finite, axis=0)[:count], f"visual position {done - 1}", "output")
+      so_far = np.concatenate([so_far, *(c[:count] for c in codes)], axis=1)
+      yield so_far

@@ -21,6 +21,7 @@ from vilau_jax.data import sequence as sequences
 from vilau_jax.data.conversation import Visual
 from vilau_jax.data.tokenizer import Tokenizer
 from vilau_jax.generate import image, interleaved, sampling
+from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.contents import Contents, Image, as_list, to_turns
 from vilau_jax.generate.engine import Engine, stacked
 from vilau_jax.generate.vision import Vision
@@ -45,7 +46,7 @@ class Runtime:
     settings: how conversations become sequences.
   """
 
-  def __init__(self, loaded: LoadedModel):
+  def __init__(self, loaded: LoadedModel, mesh: jax.sharding.Mesh | None = None):
     self.config, self.path = loaded.config, loaded.path
     self.tokenizer = Tokenizer(loaded.tokenizer_path) if loaded.tokenizer_path else None
     params = loaded.variables["params"]
@@ -61,8 +62,10 @@ class Runtime:
       if not self._tower["quantizer"]:  # an imported SigLIP: encoders, and no codes
         self._parts.remove("tower")
     if "llm" in self._parts:
-      self.engine = Engine(self.config, loaded.variables)
+      self.engine = Engine(self.config, loaded.variables, mesh)
       self.settings = forms.SequenceSettings.from_model(self.config)
+      if self.tokenizer is not None:
+        self.engine.prefix = sequences.shared_beginning(self.tokenizer, self.settings)
 
   def variables(self) -> dict[str, Any]:
     """All variables in the layout and dtypes they are saved in."""
@@ -116,30 +119,64 @@ class Runtime:
     given = {k: v for k, v in given.items() if v is not None}
     return sampling.Sampling(**dataclasses.asdict(self.config.sampling) | given)
 
-  def draw_codes(self, prompts, count, kind, frames, wish, seed, batch_size, on_progress):
-    """Codes int32 [prompts * count, frames * T, R], prompt-major; see VilaU.generate_images."""
+  def check_frames(self, frames: int | None) -> int:
+    """Frames of a video to draw; None takes what the model was made for."""
+    frames = self.config.video_frames if frames is None else frames
+    positive("num_frames", frames)
+    if self.config.visual_positions == "next_cell" and frames > self.config.video_frames:
+      raise ValueError(
+        f"this model has embeddings for {self.config.video_frames} frames, not for {frames}"
+      )
+    return frames
+
+  def drawing(self, prompts, count: int, kind: str, seed, given=None) -> dict[str, Any]:
+    """What image.stream_codes needs for `count` outputs a prompt, prompt-major.
+
+    Args:
+      prompts: texts or conversations.
+      count: outputs a prompt.
+      kind: "image" or "video".
+      seed: see VilaU.
+      given: pictures, one a prompt, with which its videos begin, or None.
+    """
     self.need("tower", "llm", "projector", "depth", tokenizer=True)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     positive(f"num_{kind}s", count)
     for i, prompt in enumerate(prompts):
-      if not isinstance(prompt, str) or not prompt.strip():
+      if isinstance(prompt, str) and not prompt.strip():
         raise ValueError(f"prompt {i} is empty: write what to draw (got {prompt!r})")
     if not prompts:
       raise ValueError("there is no prompt to draw")
-    built = [
-      sequences.drawing_prompt(prompt, self.tokenizer, self.settings, kind) for prompt in prompts
-    ]
+    if given is not None:
+      given = self._first_frames(given, len(prompts)).repeat(count, axis=0)
+    built = self.prompts(prompts, answer=kind)
+    return dict(
+      prompts=[sequence for sequence in built for _ in range(count)],
+      unconditional=self.unconditional(kind),
+      seeds=sampling.output_seeds(seed, len(prompts) * count),
+      given=given,
+    )
+
+  def draw_codes(self, prompts, count, kind, frames, wish, seed, batch_size, given=None, **watch):
+    """Codes int32 [prompts * count, frames * T, R], prompt-major; see VilaU.generate_images."""
+    wanted = self.drawing(prompts, count, kind, seed, given)
     return image.generate_codes(
       self.engine,
-      [sequence for sequence in built for _ in range(count)],
-      self.unconditional(kind),
-      wish,
-      sampling.output_seeds(seed, len(prompts) * count),
+      wish=wish,
       frames=frames,
       batch_size=positive("batch_size", batch_size),
-      on_progress=on_progress,
       paint=lambda codes, total: self.pictures(codes, total, frames, kind),
+      **wanted,
+      **watch,
     )
+
+  def _first_frames(self, pictures, count: int) -> np.ndarray:
+    squares = list(self.squares(pictures, "crop"))
+    if sum(map(len, squares)) != count:
+      raise ValueError(
+        f"{count} prompts need as many first frames, got {sum(map(len, squares))} pictures"
+      )
+    return np.concatenate([self.vision.encode(s) for s in squares])
 
   def pictures(self, codes: np.ndarray, total: int, frames: int, kind: str) -> np.ndarray:
     """Codes [n, done, R] of `total` positions -> uint8 [n, S, S, 3] or [n, F, S, S, 3]; what is not
@@ -154,8 +191,9 @@ class Runtime:
     """The prompt of the unconditional half."""
     return sequences.unconditional_prompt(self.tokenizer, self.settings, kind)
 
-  def prompts(self, contents: Contents) -> list[sequences.Sequence]:
-    """Conversations -> sequences that end with "ASSISTANT:"."""
+  def prompts(self, contents: Contents, answer: str = "text") -> list[sequences.Sequence]:
+    """Conversations -> sequences that end with "ASSISTANT:" and, for answers "image" and "video",
+    the start marker."""
     self.need("llm", tokenizer=True)
     side = self.config.tower.image_size if "tower" in self._parts else 0
     frames = self.config.video_frames
@@ -165,8 +203,30 @@ class Runtime:
       turns = to_turns(here, side, frames, self.vision.encode if side else None, first=start)
       if any(isinstance(p, Visual) for talk in turns for turn in talk for p in turn.parts):
         self.need("projector")
-      prompts += [sequences.prompt(talk, self.tokenizer, self.settings) for talk in turns]
+      prompts += [sequences.prompt(talk, self.tokenizer, self.settings, answer) for talk in turns]
     return prompts
+
+  def interleaving(self, contents: Contents, answer: str, seed, **rules) -> dict[str, Any]:
+    """What interleaved.stream needs; see VilaU.generate."""
+    self.need("llm", "tower", "projector", "depth")
+    if answer not in ("text", "image", "video"):
+      raise ValueError(f'answer must be "text", "image" or "video", got {answer!r}')
+    for name in ("max_new_tokens", "max_visuals", "batch_size"):
+      if name != "max_visuals" or answer != "text":
+        positive(name, rules[name])
+    prompts, frames = self.prompts(contents, answer), self.config.video_frames
+    if answer != "text":
+      count = frames if answer == "video" else 1
+      room = count * self.config.tower.image_tokens + 1
+      check_context([len(p.tokens) for p in prompts], room, self.engine.context)
+    unconditional = {kind: self.unconditional(kind) for kind in ("image", "video")}
+    return dict(
+      engine=self.engine,
+      tokenizer=self.tokenizer,
+      prompts=prompts,
+      rules=interleaved.Rules(unconditional=unconditional, video_frames=frames, **rules),
+      seeds=sampling.output_seeds(seed, len(prompts)),
+    )
 
   def questions(self, contents: Contents, answers: Sequence[str]):
     """Conversations and answers -> what score.score takes."""
@@ -223,6 +283,30 @@ class Runtime:
       return self.tokenizer.decode(segment.ids).strip()
     frames = len(segment.codes) // self.config.tower.image_tokens
     return self.pictures(segment.codes[None], len(segment.codes), frames, segment.kind)[0]
+
+  def watched(
+    self, events: Iterator[interleaved.Event]
+  ) -> Iterator[str | image.Progress | np.ndarray]:
+    """Events of one row as users see them: new text, pictures under way, finished pictures."""
+    written = ""
+    for _, segment, finished in events:
+      if segment.kind == "text":
+        whole = self.tokenizer.decode(segment.ids)
+        if finished or not whole.endswith("\ufffd"):  # bytes of an unfinished character
+          if whole[len(written) :]:
+            yield whole[len(written) :]
+          written = "" if finished else whole
+      elif finished:
+        yield self.shown(segment)
+      else:
+        yield self._progress(segment)
+
+  def _progress(self, segment: interleaved.Segment) -> image.Progress:
+    frames = 1 if segment.kind == "image" else self.config.video_frames
+    return image.Progress(
+      range(1), len(segment.codes), frames * self.config.tower.image_tokens, segment.codes[None],
+      lambda codes, total: self.pictures(codes, total, frames, segment.kind),
+    )  # fmt: skip
 
 
 def positive(name: str, value: int) -> int:

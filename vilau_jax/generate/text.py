@@ -9,8 +9,9 @@ import numpy as np
 from vilau_jax.data.sequence import Sequence
 from vilau_jax.data.tokenizer import Tokenizer
 from vilau_jax.generate import sampling
-from vilau_jax.generate.cache import bucket, check_context, left_pad
+from vilau_jax.generate.cache import bucket, check_context
 from vilau_jax.generate.engine import Draws, Engine
+from vilau_jax.generate.start import begin
 
 LONGEST = 512  # ids of an answer, where nothing is said
 
@@ -40,13 +41,7 @@ def stream(
   Raises:
     ValueError: if a prompt and max_new_tokens exceed the context, or logits are not finite.
   """
-  lengths = [len(p.tokens) for p in prompts]
-  if max_new_tokens is None:
-    max_new_tokens = [max(1, min(LONGEST, engine.context - length)) for length in lengths]
-  limits = np.broadcast_to(np.asarray(max_new_tokens, int), len(prompts))
-  if limits.min() < 1:
-    raise ValueError(f"max_new_tokens must be at least 1, got {limits.min()}")
-  check_context(lengths, limits, engine.context)
+  most = limits(prompts, max_new_tokens, engine.context)
   rows = bucket(len(prompts), 1)
   filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
   before = np.zeros(rows, np.int32)
@@ -55,17 +50,35 @@ def stream(
   entries = engine.config.llm.vocab_size
   switches, values = wish.switches(entries), wish.values(entries)
   keys = sampling.output_keys([*seeds, *[0] * (rows - len(prompts))])
-  state = engine.start(left_pad(filled, engine.depth), room=bucket(int(limits.max())))
+  state = begin(engine, filled, room=bucket(max(most)))
   running = np.ones(len(prompts), bool)
-  for i in range(limits.max()):
+  for i in range(max(most)):
     state, tokens, finite = engine.text_step(state, Draws(keys, before + i, values), switches)
     tokens, finite = jax.device_get((tokens, finite))
     check_finite(finite[: len(prompts)], f"token {i}", "prompt")
     step = np.where(running, tokens[: len(prompts)], -1)
     yield step
-    running &= ~np.isin(step, stop) & (i + 1 < limits)
+    running &= ~np.isin(step, stop) & (i + 1 < np.asarray(most))
     if not running.any():
       return
+
+
+def limits(
+  prompts: List[Sequence], max_new_tokens: int | List[int] | None, context: int
+) -> list[int]:
+  """How many ids each answer may have; see stream.
+
+  Raises:
+    ValueError: if it is less than one, or exceeds the context together with the prompt.
+  """
+  lengths = [len(p.tokens) for p in prompts]
+  if max_new_tokens is None:
+    max_new_tokens = [max(1, min(LONGEST, context - length)) for length in lengths]
+  most = np.broadcast_to(np.asarray(max_new_tokens, int), len(prompts))
+  if most.min() < 1:
+    raise ValueError(f"max_new_tokens must be at least 1, got {most.min()}")
+  check_context(lengths, most, context)
+  return most.tolist()
 
 
 def complete(engine: Engine, prompts: List[Sequence], *args, **kwargs) -> list[list[int]]:

@@ -1,0 +1,106 @@
+"""vilau generate: what it says, what it leaves when it is interrupted, and making files again."""
+
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import golden_model
+import numpy as np
+import PIL.Image
+import pytest
+from absl import flags
+
+import vilau_jax
+from vilau_jax.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp("model") / "tiny"
+  vilau_jax.VilaU.from_loaded(golden_model.tiny()).save(path)
+  return str(path)
+
+
+def vilau(*argv: str) -> int:
+  flags.FLAGS.unparse_flags()
+  try:
+    return main.run(["generate", *argv])
+  finally:
+    flags.FLAGS.mark_as_parsed()
+
+
+def test_files_are_made_again_bit_for_bit(model, tmp_path, capsys):
+  out, first = tmp_path / "out", tmp_path / "first.png"
+  PIL.Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)).save(first)
+  common = (f"--model={model}", f"--output={out}", "--prompt=a dog")
+  assert vilau("image", *common, "--num=3", "--temperature=0.9", "--batch_size=2") == 0
+  said = capsys.readouterr().out
+  for words in ("loading", "compiling", "positions/s", "first row of positions after"):
+    assert words in said
+  assert vilau("video", *common, "--seed=5", f"--first_frame={first}") == 0
+  metadata = out / "metadata.json"
+  assert vilau(f"--from_metadata={metadata}", f"--output={tmp_path / 'again'}") == 0
+  assert "4 of 4 are the same" in capsys.readouterr().out
+  for name in ("000000.png", "000002.png", "000003.mp4"):
+    again = (tmp_path / "again" / name).read_bytes()
+    if name.endswith("mp4"):
+      assert again == (out / name).read_bytes()
+    else:
+      pictures = [np.asarray(PIL.Image.open(d / name)) for d in (out, tmp_path / "again")]
+      np.testing.assert_array_equal(*pictures)
+  entries = json.loads(metadata.read_text())
+  entries[1]["pixels_sha256"] = "0" * 64
+  metadata.write_text(json.dumps(entries))
+  assert vilau(f"--from_metadata={metadata}", f"--output={tmp_path / 'third'}") == 1
+  assert "000001.png -> 000001.png: DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    ("{", "not readable JSON"),
+    ("[]", "not a list of generated files"),
+    ('[{"file": "a.png"}]', "entry 0 lacks kind, prompt, seed, settings, model_id"),
+    (None, "no metadata at"),
+    ("other", "was made by model 0123"),
+  ],
+)
+def test_broken_metadata_is_explained(model, tmp_path, capsys, content, words):
+  path = tmp_path / "metadata.json"
+  if content == "other":
+    content = json.dumps([dict(file="a.png", kind="image", prompt="a", seed=0, settings={},
+                               model_id="0123")])  # fmt: skip
+  if content is not None:
+    path.write_text(content)
+  typed = [f"--from_metadata={path}", f"--output={tmp_path / 'out'}", f"--model={model}"]
+  assert vilau(*typed) == 2
+  assert words in capsys.readouterr().err
+
+
+def test_an_interrupted_command_keeps_what_was_finished(model, tmp_path, capsys):
+  out = tmp_path / "out"
+
+  def interrupt():
+    while not (out / "000001.png").exists():
+      time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=interrupt, daemon=True).start()
+  typed = ["image", f"--model={model}", f"--output={out}", "--prompt=a dog", "--num=500"]
+  assert vilau(*typed, "--batch_size=1") == 130
+  assert "what was finished is kept" in capsys.readouterr().err
+  entries = json.loads((out / "metadata.json").read_text())
+  pictures = sorted(p.name for p in pathlib.Path(out).glob("0*.png"))
+  assert 2 <= len(entries) < 500 and [e["file"] for e in entries] == pictures[: len(entries)]
+  assert len(pictures) - len(entries) <= 1
+
+
+def test_a_video_of_one_frame_is_a_file(model, tmp_path):
+  typed = ["video", f"--model={model}", f"--output={tmp_path / 'out'}", "--prompt=a dog"]
+  assert vilau(*typed, "--num_frames=1") == 0
+  from vilau_jax.data import media
+
+  assert len(media.read_video(tmp_path / "out" / "000000.mp4", 1)) == 1

@@ -1,0 +1,113 @@
+"""thousands of prompts from a file: pictures, videos or texts
+
+vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video|text] [--num=4]
+    FILE has a prompt a line; .jsonl takes {"prompt": .., "name": .., "seed": ..}, and pictures in
+    prompts ([{"image": "fox.png"}, "the same in winter"]); .json takes meta_data.json of MJHQ-30K
+    and genai_image.json of GenAI-Bench as they are. Writes NAME.png (MP4 for videos) and
+    results.jsonl, which says what made each; a record that cannot be taken goes to rejects.jsonl,
+    the others go on (exit code 1). Killed or interrupted, the same command goes on and gives the
+    same files. Output i has seed --seed + i.
+    All devices of this process share the outputs; --tensor=4 lets four share the model. On several
+    hosts each process takes its part; --process_index and --process_count do the same without
+    jax.distributed, on a disk that all can write.
+"""
+
+from absl import flags
+
+# Overridable, so that several commands can be imported into one process.
+_MODEL = flags.DEFINE_string(
+  "model", None, "model directory or training workdir (required)", allow_override=True
+)
+_PROMPTS = flags.DEFINE_string("prompts", None, "file (required)", allow_override=True)
+_OUTPUT = flags.DEFINE_string("output", None, "directory (required)", allow_override=True)
+_KIND = flags.DEFINE_enum(
+  "kind", "image", ["image", "video", "text"], "what to make", allow_override=True
+)
+_NUM = flags.DEFINE_integer("num", 1, "outputs a prompt", allow_override=True)
+_SEED = flags.DEFINE_integer("seed", 0, "same seed, same outputs", allow_override=True)
+_CFG = flags.DEFINE_float(
+  "cfg_scale", None, "pictures: guidance, 1 is none (default of the model)", allow_override=True
+)
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", None, "0 always takes the most likely (default: the model's; of texts: 0)",
+  allow_override=True,
+)  # fmt: skip
+_TOP_K = flags.DEFINE_integer("top_k", None, "draw among so many", allow_override=True)
+_TOP_P = flags.DEFINE_float("top_p", None, "draw among this share", allow_override=True)
+_FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", allow_override=True)
+_FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", allow_override=True)
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "text: longest", allow_override=True)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 16, "outputs at once on each device that has the whole model", allow_override=True
+)
+_TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share the model", allow_override=True)
+_INDEX = flags.DEFINE_integer("process_index", None, "which process this is", allow_override=True)
+_PROCESSES = flags.DEFINE_integer(
+  "process_count", None, "processes at work (default: jax's)", allow_override=True
+)
+
+
+def main(argv: list[str]) -> int:
+  if argv:
+    raise ValueError(f"unexpected {argv}; see vilau generate batch --help")
+  for flag in (_MODEL, _PROMPTS, _OUTPUT):
+    if not flag.value:
+      raise ValueError(f"--{flag.name} is missing; see vilau generate batch --help")
+  for flag in (_NUM, _BATCH, _TENSOR, _TOKENS):
+    if flag.value < 1:
+      raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
+  if _FPS.value <= 0:
+    raise ValueError(f"--fps must be above 0, got {_FPS.value}")
+  import jax  # flags first: jax takes seconds
+
+  from vilau_jax import sharding
+  from vilau_jax.cli.progress import Bar
+  from vilau_jax.cli.watch import Watch
+  from vilau_jax.generate import throughput
+  from vilau_jax.generate.gallery import writable
+
+  process = _process(jax.process_index(), jax.process_count())
+  writable(_OUTPUT.value)  # before minutes of loading
+  devices = jax.local_devices()
+  mesh = sharding.make_mesh(tensor=_TENSOR.value, devices=devices) if len(devices) > 1 else None
+  model = Watch().load(_MODEL.value, mesh=mesh)
+  ways = mesh.shape["data"] if mesh else 1
+  with Bar(f"{_KIND.value}s") as bar:
+    summary = throughput.run(
+      model.runtime, _PROMPTS.value, _OUTPUT.value, _settings(model),
+      identity=model.identity(), batch_size=_BATCH.value * ways, process=process,
+      on_progress=lambda s: bar.update(s.made + s.found, s.total),
+    )  # fmt: skip
+  print(
+    f"{_OUTPUT.value}: {summary.made} made, {summary.found} were there, {summary.rejected} records "
+    f"rejected{' (see rejects.jsonl)' if summary.rejected else ''}"
+  )
+  return 1 if summary.rejected else 0
+
+
+def _process(index: int, count: int) -> tuple[int, int]:
+  if (_INDEX.value is None) != (_PROCESSES.value is None):
+    raise ValueError("--process_index and --process_count go together")
+  if _INDEX.value is not None:
+    index, count = _INDEX.value, _PROCESSES.value
+  if not 0 <= index < count:
+    raise ValueError(f"--process_index must be in 0..{count - 1}, got {index}")
+  return index, count
+
+
+def _settings(model):
+  from vilau_jax.generate import sampling, throughput
+
+  given = {
+    flag.name: flag.value for flag in (_CFG, _TEMPERATURE, _TOP_K, _TOP_P) if flag.value is not None
+  }
+  common = dict(kind=_KIND.value, num=_NUM.value, seed=_SEED.value)
+  if _KIND.value == "text":
+    wish = sampling.Sampling(**{"temperature": 0.0, **given})
+    return throughput.Settings(**common, sampling=wish, max_new_tokens=_TOKENS.value)
+  frames = 1
+  if _KIND.value == "video":
+    frames = model.runtime.check_frames(_FRAMES.value)
+  return throughput.Settings(
+    **common, sampling=model.runtime.visual_wish(**given), num_frames=frames, fps=_FPS.value
+  )

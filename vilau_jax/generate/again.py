@@ -1,0 +1,79 @@
+"""Making files again from what stands in their metadata."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+KEYS = ("file", "kind", "prompt", "seed", "settings", "model_id")
+
+
+def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The entries of a metadata.json or a results.jsonl.
+
+  Raises:
+    ValueError: if it is no such file, or an entry lacks something.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"no metadata at {path}")
+  text = path.read_text("utf-8")
+  try:
+    if path.suffix == ".jsonl":
+      entries = [json.loads(line) for line in text.splitlines()]
+    else:
+      entries = json.loads(text)
+  except ValueError as error:
+    raise ValueError(f"{path} is not readable JSON: {error}") from error
+  if not isinstance(entries, list) or not entries:
+    raise ValueError(f"{path} is not a list of generated files")
+  for i, entry in enumerate(entries):
+    missing = [key for key in KEYS if not isinstance(entry, dict) or key not in entry]
+    if missing or not isinstance(entry["prompt"], str):
+      lacking = f"lacks {', '.join(missing)}" if missing else "has pictures in its prompt"
+      raise ValueError(f"{path}, entry {i} {lacking}, so it cannot be made again")
+  return entries
+
+
+def draw_again(model, entries: list[dict[str, Any]], batch_size: int, on_progress) -> list:
+  """Pixels of the entries, in their order; entries of one kind and settings share batches.
+
+  Raises:
+    ValueError: if they are of another model.
+  """
+  identity = model.identity()
+  other = next((e for e in entries if e["model_id"] != identity), None)
+  if other is not None:
+    raise ValueError(
+      f"{other['file']} was made by model {other['model_id']}, and {model.path} is {identity}"
+    )
+  groups: dict[str, list[int]] = {}
+  for i, entry in enumerate(entries):
+    same = (entry["kind"], entry["settings"], entry.get("num_frames"), entry.get("first_frame"))
+    groups.setdefault(json.dumps(same, sort_keys=True), []).append(i)
+  made: list[np.ndarray | None] = [None] * len(entries)
+  for members in groups.values():
+    for start in range(0, len(members), batch_size):
+      here = members[start : start + batch_size]
+      for i, pixels in zip(here, _draw(model, [entries[i] for i in here], on_progress)):
+        made[i] = pixels
+  return made
+
+
+def _draw(model, entries: list[dict[str, Any]], on_progress) -> np.ndarray:
+  first = entries[0]
+  common = dict(
+    seed=[entry["seed"] for entry in entries],
+    batch_size=len(entries),
+    on_progress=on_progress,
+    **first["settings"],
+  )
+  prompts = [entry["prompt"] for entry in entries]
+  if first["kind"] == "image":
+    return model.generate_images(prompts, **common)
+  given = first.get("first_frame")
+  return model.generate_videos(
+    prompts, num_frames=first["num_frames"], first_frames=given and [given] * len(prompts), **common
+  )
