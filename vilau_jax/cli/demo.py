@@ -48,5 +48,11 @@ def main(argv: list[str]) -> int:
   limits = Limits(megabytes=_MEGABYTES.value, megapixels=_MEGAPIXELS.value, outputs=_OUTPUTS.value)
   print(f"loading {_MODEL.value}", flush=True)
   studio = Studio(api.load(_MODEL.value), limits)
-  page.serve(studio, host=_HOST.value, port=_PORT.value, waiting=_QUEUE.value)
+  try:
+    page.serve(studio, host=_HOST.value, port=_PORT.value, waiting=_QUEUE.value)
+  except OSError as error:
+    raise ValueError(
+      f"cannot listen at {_HOST.value}:{_PORT.value}, which may be taken; choose another --port "
+      f"({error})"
+    ) from error
   return 0

@@ -28,17 +28,27 @@ INTRO = (
 )
 
 
-def serve(studio: Studio, *, host: str, port: int, waiting: int = 20, block: bool = True):
-  """Serves the page until it is interrupted.
+def serve(studio: Studio, *, host: str, port: int, waiting: int = 20) -> None:
+  """Serves the page until it is interrupted; see launch."""
+  launch(build(studio), studio, host=host, port=port, waiting=waiting)
+
+
+def launch(
+  page: gr.Blocks, studio: Studio, *, host: str, port: int, waiting: int = 20, block: bool = True
+):
+  """Serves what `build` made.
 
   Args:
+    page: of `studio`.
     studio: what the page shows.
     host: address; "127.0.0.1" is seen by this machine only.
     port: 0 takes any that is free.
     waiting: visitors that may queue; the next one is told to come later.
-    block: False returns at once, with (app, url, _) as gradio.Blocks.launch does.
+    block: False returns at once.
+
+  Returns:
+    (app, url, public url), as gradio.Blocks.launch.
   """
-  page = build(studio)
   page.queue(max_size=waiting)
   return page.launch(
     server_name=host, server_port=port or None, share=False, footer_links=[], run_history=False,
@@ -134,7 +144,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
     placeholder="What is in the picture?", file_types=["image", "video"], file_count="multiple",
     show_label=False, sources=["upload"], elem_id="question", max_plain_text_length=10**6,
   )  # fmt: skip
-  status = gr.HTML(elem_classes="status")
+  status = gr.HTML(elem_classes="status", elem_id="status-chat")
   with gr.Row():
     stop, again = gr.Button("Stop"), gr.Button("New conversation")
   with gr.Accordion("Settings", open=False), gr.Row():
@@ -311,6 +321,7 @@ def _inspect(studio: Studio) -> None:
     table = gr.Dataframe(
       headers=["codes", "PSNR in dB", "codes in use", "perplexity"],
       label="Tower",
+      elem_id="tower",
       interactive=False,
     )
     sheet = gr.Image(label="Pictures, and drawn from 1, 2, .. codes", interactive=False)
