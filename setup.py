@@ -42,6 +42,7 @@ EXTRAS = {
     "pytest-xdist>=3.6",
     "hypothesis>=6",
     "ruff>=0.8",
+    "setuptools>=75",
     "easy-vqa>=1.0",
     "google-crc32c>=1.6",
   ],
