@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import zipfile
 
 import golden_model
@@ -142,6 +143,14 @@ def test_what_is_taken_home_can_be_made_again(tmp_path):
   )
   kept = np.asarray(Image.open(tmp_path / "out" / "000001.png"))
   np.testing.assert_array_equal(again[0], kept)
+
+
+def test_old_files_are_swept(tmp_path):
+  for name in ("old", "new"):
+    (tmp_path / name).mkdir()
+  os.utime(tmp_path / "old", (0, 0))
+  files.sweep(tmp_path, 3600)
+  assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_the_card_measures_the_tower_on_bundled_pictures():

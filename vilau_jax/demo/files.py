@@ -1,7 +1,9 @@
 """What visitors take home, and how drawings are laid out for the page."""
 
 import pathlib
+import shutil
 import tempfile
+import time
 import zipfile
 from typing import Any
 
@@ -25,6 +27,13 @@ def bundle(pixels: np.ndarray, made_by: dict[str, Any], folder: pathlib.Path) ->
     for file in sorted(gallery.directory.iterdir()):
       archive.write(file, file.name)
   return path
+
+
+def sweep(folder: pathlib.Path, seconds: float) -> None:
+  """Removes what was made for visitors longer ago than that."""
+  for path in folder.iterdir():
+    if time.time() - path.stat().st_mtime > seconds:
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
       said = [*shown, *({"role": "user", "content": part} for part in words)]
       yield turns, shown, said, gr.skip(), _status("reading")
       written = ""
-      for written in studio.answer(now, temperature, seed, cancel):
+      for written in studio.answer(now, temperature, seed or 0, cancel):
         yield turns, shown, [*said, _answered(written)], gr.skip(), _status("writing")
     except ValueError as error:
       yield turns, shown, shown, value, _status(f"{error}", error=True)
@@ -233,7 +233,10 @@ def _drawing(studio: Studio, tickets: Tickets, folder: pathlib.Path, kind: str) 
     if cancel():
       yield gr.skip(), gr.skip(), gr.skip(), _status("cancelled before it began")
       return
-    settings = dict(cfg_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)
+    given = dict(cfg_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings = {key: value for key, value in given.items() if value is not None}
+    seed = seed or 0  # an emptied field
+    files.sweep(folder, KEEP_SECONDS)
     draw = studio.draw if image else studio.animate
     try:
       for shown in draw(prompt, count, seed, settings, cancel):
