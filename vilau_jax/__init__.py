@@ -1,6 +1,11 @@
 """vilau_jax: VILA-U in JAX. Public names are imported when they are first used."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from vilau_jax.api import Cancelled, Image, Video, VilaU, load
+  from vilau_jax.config import VilaUConfig
 
 __version__ = "0.1.0"
 

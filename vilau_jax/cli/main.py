@@ -21,6 +21,7 @@ COMMANDS = {
   "generate": ("vilau_jax.cli.generate", "draw or animate: image|video --model --prompt --output"),
   "chat": ("vilau_jax.cli.chat", "ask about pictures and videos, or just talk"),
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
+  "demo": ("vilau_jax.cli.demo", "a page in the browser: chat, draw, animate, look inside"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
   "bench": ("vilau_jax.cli.bench", "speed of a size of model here: --preset | --model [--set]"),
   "plan": ("vilau_jax.cli.plan", "does a run fit, and how fast: --config --topology=v5e:16x16"),

@@ -1,0 +1,147 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Fine-tuning on your own pictures
+# A folder of pictures with captions becomes records, gets the codes of the model's tower, and the language model
+# learns to draw them. This trains all weights of the language model; LoRA is not in this notebook.
+
+# %%
+# In Colab: clones and installs. Elsewhere: the checkout, or what is installed.
+import os
+import pathlib
+import subprocess
+import sys
+
+REPOSITORY = ""  # Colab only: the git URL of vilau_jax
+
+if "google.colab" in sys.modules and not pathlib.Path("vilau_jax").exists():
+  assert REPOSITORY, "fill in REPOSITORY, the git URL from which vilau_jax is cloned"
+  subprocess.run(["git", "clone", "-q", REPOSITORY, "vilau_jax"], check=True)
+  os.chdir("vilau_jax")
+  if pathlib.Path("/dev/nvidia0").exists():
+    accelerator = ["jax[cuda13]"]  # a GPU runtime
+  elif any(pathlib.Path("/dev").glob("accel*")) or pathlib.Path("/dev/vfio/0").exists():
+    accelerator = ["jax[tpu]"]
+  else:
+    accelerator = []
+  install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart]", *accelerator]
+  subprocess.run(install, check=True)
+  sys.path.insert(0, os.getcwd())
+elif pathlib.Path("../vilau_jax/api.py").exists():  # the kernel started in notebooks/
+  os.chdir("..")
+sys.path.insert(0, os.getcwd())
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import vilau_jax
+
+print(jax.__version__, jax.devices())
+
+
+def show(pictures, titles=None, columns=6, width=10):
+  """Pictures in rows."""
+  columns = min(columns, len(pictures))
+  rows = -(-len(pictures) // columns)
+  figure, axes = plt.subplots(rows, columns, figsize=(width, width / columns * rows * 1.15))
+  for i, axis in enumerate(np.ravel(axes)):
+    axis.axis("off")
+    if i < len(pictures):
+      axis.imshow(pictures[i], interpolation="nearest")
+      axis.set_title("" if titles is None else titles[i], fontsize=9)
+  figure.tight_layout()
+  plt.show()
+
+
+# %%
+BASE = pathlib.Path(os.environ.get("VILAU_MODEL", "runs/quickstart/finetune"))
+FOLDER = os.environ.get("VILAU_FOLDER", "")  # NAME.png beside NAME.txt; empty: pictures made here
+WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")) / "own"
+STEPS = int(os.environ.get("VILAU_STEPS", "40"))
+model = vilau_jax.load(BASE)
+side = model.config.tower.image_size
+
+if not FOLDER:  # scenes with one word more than the model knows
+  from vilau_jax.data import media
+  from vilau_jax.data.formats import emoji
+
+  FOLDER = WORK / "pictures"
+  for i, scene in enumerate(emoji.pictures(64, "train", 7)):
+    media.write_image(emoji.render(scene, side), FOLDER / f"{i:03}.png")
+    (FOLDER / f"{i:03}.txt").write_text(f"my {emoji.caption(scene)}")
+
+# %% [markdown]
+# ## Folder -> records -> codes
+
+# %%
+from vilau_jax.cli import main
+
+assert (
+  main.run(["data", "import", "folder", f"--source={FOLDER}", f"--output={WORK / 'records'}"]) == 0
+)
+tokenize = [f"--model={BASE}", f"--records={WORK / 'records'}", f"--output={WORK / 'codes'}"]
+assert main.run(["tokenize", *tokenize]) == 0
+
+from vilau_jax.data import inspect
+from vilau_jax.data.records import Records
+
+records = Records(WORK / "codes")
+print(inspect.summary(Records(WORK / "records"), samples=2))
+plt.figure(figsize=(10, 4))
+plt.imshow(inspect.sheet(Records(WORK / "records"), 16))
+plt.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## Train
+# The config is the quickstart's fine-tuning, with our records and our model in it.
+
+# %%
+from absl import logging
+from ml_collections import ConfigDict
+
+from configs import quickstart_finetune
+from vilau_jax.train.loop import train
+
+config = quickstart_finetune.get_config()
+config.init_from = dict(whole=str(BASE))
+config.steps, config.batch_size = STEPS, 4
+config.model.preset = model.config.name
+config.data.mixture = (dict(path=str(WORK / "codes"), form="t2i", weight=1.0),)
+config.optim.freeze = ()
+config.optim.peak_lr = 5e-4
+config.log.every = max(1, STEPS // 8)
+logging.set_verbosity(logging.ERROR)
+result = train(ConfigDict(config.copy_and_resolve_references()).lock(), WORK / "tuned")
+
+# %%
+import json
+
+lines = [json.loads(line) for line in (WORK / "tuned" / "metrics.jsonl").read_text().splitlines()]
+losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+plt.figure(figsize=(6, 2.5))
+plt.plot(*zip(*losses), marker="o")
+plt.xlabel("step")
+plt.ylabel("loss")
+plt.show()
+assert losses[-1][1] < losses[0][1], losses
+
+# %% [markdown]
+# ## Before and after
+
+# %%
+tuned = vilau_jax.load(WORK / "tuned")
+prompt = records[0]["caption"]
+print(prompt)
+pictures = [m.generate_images(prompt, num_images=3, seed=0) for m in (model, tuned)]
+show(np.concatenate(pictures), ["before"] * 3 + ["after"] * 3)
+assert tuned.identity() != model.identity() and tuned.tower_id() == model.tower_id()
