@@ -7,7 +7,7 @@ vilau train --config=configs/sft_7b_256.py --workdir=gs://BUCKET/sft_7b \
 
 Where the numbers come from: the released scripts: as in pretrain_7b_256.py with peak 1e-4; mixture
 weights are the sizes of the data sets in millions. Rows are those of pre-training, of which this
-mixture fills 97.6 % (`python -m vilau_jax.bench.data --only=rows`); three quarters of its samples are
+mixture fills 97.6 % (`python -m vilau_jax.bench.data --only=rows`); most of its samples are
 drawings, so rows with less room for targets stay emptier (2560: 90 %).
 """
 
