@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from vilau_jax.data import records, shards
+from vilau_jax.data import media, records, shards
 
 SAMPLE = 64 * 1024  # bytes of both ends of a file that tell contents apart
 
@@ -100,7 +100,7 @@ def convert_piece(task: Task, index: int, piece: Piece) -> Done:
   keys: list[int] = []
   kinds, features, notes = (collections.Counter() for _ in range(3))
   rejects: list[dict[str, Any]] = []
-  with files:
+  with files, media.reused_memory():
     for item in _guarded(task.convert, piece):
       if should_stop():
         raise KeyboardInterrupt
