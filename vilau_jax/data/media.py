@@ -97,7 +97,6 @@ def store(data: bytes, size: int = 0) -> Stored:
       return Stored(encode_png(to_square(_rgb(image, name), size)), size, size)
     _check_size(image, name)
     if image.format in ("JPEG", "MPO", "PNG", "WEBP"):  # MPO: a JPEG with a second view behind it
-      image.draft("YCbCr", None)  # of a JPEG, all but the conversion of colours, which cannot fail
       image.load()
       return Stored(data, *image.size)
     image = _rgb(image, name)
