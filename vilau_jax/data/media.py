@@ -103,18 +103,6 @@ def store(data: bytes, size: int = 0) -> Stored:
   return Stored(encode_png(image), *image.size)
 
 
-@contextlib.contextmanager
-def reused_memory(blocks: int = 2) -> Iterator[None]:
-  """Lets Pillow keep the memory of a picture for the next one: fresh pages from the system cost a
-  tenth of the time in which a photograph is decoded."""
-  before = Image.core.get_blocks_max()
-  Image.core.set_blocks_max(max(blocks, before))
-  try:
-    yield
-  finally:
-    Image.core.set_blocks_max(before)
-
-
 def _check_size(image: Image.Image, name: str) -> None:
   width, height = image.size
   if width < 1 or height < 1:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from vilau_jax.data import media, records, shards
+from vilau_jax.data import records, shards
 
 SAMPLE = 64 * 1024  # bytes of both ends of a file that tell contents apart
 
@@ -100,7 +100,7 @@ def convert_piece(task: Task, index: int, piece: Piece) -> Done:
   keys: list[int] = []
   kinds, features, notes = (collections.Counter() for _ in range(3))
   rejects: list[dict[str, Any]] = []
-  with files, media.reused_memory():
+  with files:
     for item in _guarded(task.convert, piece):
       if should_stop():
         raise KeyboardInterrupt
@@ -146,7 +146,7 @@ def _listed(reject: Reject) -> dict[str, Any]:
 
 def _key(task: Task, record: Mapping[str, Any], data: bytes) -> int:
   # Equal keys only suggest a repetition, so both ends of a record with its size are enough.
-  ends = data[:4096] + data[-4096:] + str(len(data)).encode()
+  ends = data[:1024] + data[-1024:] + str(len(data)).encode()
   seen = ends if task.unique == "record" else record["id"].encode()
   return int.from_bytes(hashlib.blake2b(seen, digest_size=8).digest(), "little")
 
