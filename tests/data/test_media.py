@@ -157,3 +157,16 @@ def test_contact_sheet_shows_every_picture():
     media.contact_sheet(pictures, 3, ["a", "b"])
   with pytest.raises(ValueError, match="needs pictures"):
     media.contact_sheet([], 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_any_cut_jpeg_is_refused_and_whole_ones_stay_as_they_are(mode):
+  noise = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
+  picture = Image.fromarray(noise[..., :3]).convert(mode)
+  buffer = io.BytesIO()
+  picture.save(buffer, format="JPEG", quality=80, progressive=mode == "RGB")
+  data = buffer.getvalue()
+  assert media.store(data) == (data, 56, 40)
+  for share in (0.3, 0.6, 0.9):
+    with pytest.raises(ValueError, match="broken or cut-off"):
+      media.store(data[: int(len(data) * share)])

@@ -8,6 +8,7 @@ in the file an entry stands, so neither could be had with them.)
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -87,7 +88,7 @@ def read_range(part: Range) -> Iterator[Entry]:
     data = f.read(part.stop - part.start)
   if part.kind == "csv":
     for line, row, problem in _csv_rows(io.BytesIO(data), part):
-      yield Entry(f"{epath.Path(part.path).name}, line {line}", line, row, problem)
+      yield Entry(f"{os.path.basename(part.path)}, line {line}", line, row, problem)
   elif part.kind == "lines":
     for number, line in enumerate(data.split(b"\n"), part.first):
       if line.strip():
@@ -99,7 +100,7 @@ def read_range(part: Range) -> Iterator[Entry]:
 
 
 def _entry(part: Range, what: str, number: int, data: bytes) -> Entry:
-  where = f"{epath.Path(part.path).name}, {what} {number}"
+  where = f"{os.path.basename(part.path)}, {what} {number}"
   try:
     return Entry(where, number, json.loads(data.decode("utf-8")))
   except UnicodeDecodeError as error:
