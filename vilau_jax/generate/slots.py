@@ -66,6 +66,7 @@ class Slots:
     self._seeds = [0] * self.count
     self._keys = None
     self._waiting: collections.deque[Job] = collections.deque()
+    self._too_long: Job | None = None
 
   @property
   def running(self) -> list[int]:
@@ -78,7 +79,7 @@ class Slots:
     self._waiting += itertools.islice(jobs, max(0, len(free) - len(self._waiting)))
     if self._waiting and len(free) == self.count:
       self._restart()
-    elif self._waiting and free:
+    elif self._waiting and free and self._waiting[0] is not self._too_long:
       self._refill(free)
     return bool(self.running)
 
@@ -110,7 +111,8 @@ class Slots:
     fresh = begin(self.engine, [*prompts, *self._unconditional * rows], room=0)
     columns = fresh.valid.shape[1] + max(job.steps for job in here)
     if columns > self.state.valid.shape[1]:
-      return  # too long for the ring: it waits until all slots are free
+      self._too_long = here[0]  # for the ring: it waits until all slots are free
+      return
     slots = np.full(rows, 2 * self.count, np.int32)  # beyond the last row: dropped
     slots[: len(here)] = free[: len(here)]
     if self._unconditional:
