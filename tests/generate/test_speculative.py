@@ -129,7 +129,7 @@ def test_greedy_codes_are_those_of_plain_decoding():
   given, unconditional = prompts(engine)
   wish = sampling.Sampling(temperature=0.0, cfg_scale=2.0)
   plain = image.generate_codes(engine, given, unconditional, wish, [0, 1])
-  for window in (1, 3, 8):
+  for window in (1, 8):
     codes, passes = speculative.generate_codes(
       engine, given, unconditional, wish, [0, 1], window=window
     )
@@ -140,8 +140,8 @@ def test_greedy_codes_are_those_of_plain_decoding():
 def test_an_output_does_not_depend_on_its_company():
   engine = toy()
   given, unconditional = prompts(engine)
-  both, passes = speculative.generate_codes(engine, given, unconditional, WISH, [3, 4])
-  alone, taken = speculative.generate_codes(engine, given[1:], unconditional, WISH, [4])
+  both, passes = speculative.generate_codes(engine, given, unconditional, WISH, [3, 4], window=3)
+  alone, taken = speculative.generate_codes(engine, given[1:], unconditional, WISH, [4], window=3)
   np.testing.assert_array_equal(alone[0], both[1])
   assert taken[0] == passes[1]
 
