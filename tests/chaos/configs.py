@@ -31,7 +31,7 @@ def get_config(arg=""):
       dict(path=SCENES, form="i2t", weight=1.0),
     )
     c.data.max_turns = 2
-    c.data.row.update(dict(length=128, slots=64, targets=48, window=32))
+    c.data.row.update(dict(length=192, slots=64, targets=48, window=32))
   c.model = model
   c.steps, c.batch_size, c.data.tokenizer_size, c.data.threads = STEPS[stage], 8, 300, 1
   c.optim.update(dict(peak_lr=1e-3, warmup=2))

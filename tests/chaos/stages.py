@@ -87,7 +87,7 @@ def _evaluated(root: pathlib.Path) -> dict[str, str]:
   rows = sorted((output / "predictions.jsonl").read_text().splitlines())
   scores = json.loads((output / "scores.json").read_text())
   return {"predictions": _sha("\n".join(rows).encode()),
-          "scores": _sha(json.dumps(scores["scores"], sort_keys=True).encode())}  # fmt: skip
+          "scores": _sha(json.dumps(scores["metrics"], sort_keys=True).encode())}  # fmt: skip
 
 
 def _drawn(root: pathlib.Path) -> dict[str, str]:
@@ -96,8 +96,7 @@ def _drawn(root: pathlib.Path) -> dict[str, str]:
 
 def _import(root: pathlib.Path) -> list[list[str]]:
   sizes = ["--scenes=160", "--videos=16", "--test_scenes=24", "--test_videos=8"]
-  return [[*VILAU, "data", "import", "emoji", f"--output={root}/data/emoji", "--size=32", *sizes,
-           "--records_per_shard=40", "--workers=2"]]  # fmt: skip
+  return [[*VILAU, "data", "import", "emoji", f"--output={root}/data/emoji", "--size=35", *sizes]]
 
 
 def _tokenize(root: pathlib.Path) -> list[list[str]]:
