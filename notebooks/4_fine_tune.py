@@ -65,7 +65,7 @@ def show(pictures, titles=None, columns=6, width=10):
 # %%
 BASE = pathlib.Path(os.environ.get("VILAU_MODEL", "runs/quickstart/finetune"))
 FOLDER = os.environ.get("VILAU_FOLDER", "")  # NAME.png beside NAME.txt; empty: pictures made here
-WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")) / "own"
+WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")).absolute() / "own"
 STEPS = int(os.environ.get("VILAU_STEPS", "40"))
 model = vilau_jax.load(BASE)
 side = model.config.tower.image_size
