@@ -127,6 +127,8 @@ def test_draw_shows_progress_and_gives_metadata(visit):
 def test_cancel_ends_a_drawing(visit):
   page = visit("Draw")
   page.locator("#prompt-image textarea").fill("three owls on a pink background")
+  page.get_by_label("number input for Number").fill("16")
+  page.keyboard.press("Tab")
   page.locator("#start-image").click()
   says(page, "#status-image", "positions")
   page.locator("#stop-image").click()
