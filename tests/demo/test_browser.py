@@ -108,7 +108,7 @@ def test_chat_about_an_uploaded_picture(visit, picture):
   said = page.locator("#status-chat").inner_text()
   assert said.strip() in ("", "the model had nothing to say; ask otherwise")
   if os.environ.get("VILAU_MODEL"):
-    assert page.locator("[data-testid=bot]").count() == 2
+    assert page.locator("[data-testid=bot], .message.bot").count() == 2
 
 
 def test_draw_shows_progress_and_gives_metadata(visit):
