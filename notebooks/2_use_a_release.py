@@ -68,9 +68,9 @@ MODEL = pathlib.Path(os.environ.get("VILAU_IMPORTED", "models/vila_u"))
 from vilau_jax import convert
 
 if not MODEL.exists():
-  report = convert.import_checkpoint("vila-u", convert.locate(RELEASE), MODEL)
+  report = convert.import_checkpoint("vila-u", RELEASE, MODEL)
   print(report.table())
-print(convert.verify(MODEL, convert.locate(RELEASE)).table())  # raises if a bit differs
+print(convert.verify(MODEL, RELEASE).table())  # raises if a bit differs
 model = vilau_jax.load(MODEL)
 
 # %% [markdown]

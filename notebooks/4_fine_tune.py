@@ -65,19 +65,20 @@ def show(pictures, titles=None, columns=6, width=10):
 # %%
 BASE = pathlib.Path(os.environ.get("VILAU_MODEL", "runs/quickstart/finetune"))
 FOLDER = os.environ.get("VILAU_FOLDER", "")  # NAME.png beside NAME.txt; empty: pictures made here
-WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")) / "own"
+WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")).absolute() / "own"
 STEPS = int(os.environ.get("VILAU_STEPS", "40"))
 model = vilau_jax.load(BASE)
 side = model.config.tower.image_size
 
-if not FOLDER:  # scenes with one word more than the model knows
+if not FOLDER:  # gray scenes, which the base model has never seen
   from vilau_jax.data import media
   from vilau_jax.data.formats import emoji
 
   FOLDER = WORK / "pictures"
   for i, scene in enumerate(emoji.pictures(64, "train", 7)):
-    media.write_image(emoji.render(scene, side), FOLDER / f"{i:03}.png")
-    (FOLDER / f"{i:03}.txt").write_text(f"my {emoji.caption(scene)}")
+    gray = emoji.render(scene, side).mean(axis=-1).astype(np.uint8)
+    media.write_image(gray, FOLDER / f"{i:03}.png")
+    (FOLDER / f"{i:03}.txt").write_text(f"an old photo of {emoji.caption(scene)}")
 
 # %% [markdown]
 # ## Folder -> records -> codes
@@ -133,7 +134,7 @@ plt.plot(*zip(*losses), marker="o")
 plt.xlabel("step")
 plt.ylabel("loss")
 plt.show()
-assert losses[-1][1] < losses[0][1], losses
+assert np.mean([loss for _, loss in losses[-3:]]) < losses[0][1], losses
 
 # %% [markdown]
 # ## Before and after

@@ -27,5 +27,5 @@ if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
 
 # Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments, a release.
-for room in ("convert", "data", "models", "train"):
+for room in ("convert", "data", "evaluate", "models", "train"):
   sys.path.insert(0, str(pathlib.Path(__file__).parent / room))

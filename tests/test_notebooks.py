@@ -51,9 +51,9 @@ def run(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
   given = dict(
-    VILAU_RUN=run, VILAU_MODEL=run / "finetune", VILAU_WORK=tmp_path, VILAU_STEPS=10,
+    VILAU_RUN=run, VILAU_MODEL=run / "finetune", VILAU_WORK=tmp_path, VILAU_STEPS=16,
     VILAU_RELEASE=ROOT / "tests" / "golden" / "a" / "checkpoint",
-    VILAU_IMPORTED=tmp_path / "imported", JAX_PLATFORMS="cpu", MPLBACKEND="agg",
+    VILAU_IMPORTED=tmp_path / "imported", JAX_PLATFORMS="cpu",
   )  # fmt: skip
   for key, value in given.items():
     monkeypatch.setenv(key, str(value))

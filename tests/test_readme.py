@@ -16,7 +16,18 @@ from vilau_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ("README.md", "launch/README.md", "CONTRIBUTING.md")
-PROGRAMS = ("vilau", "bash", "pip", "python", "lmms-eval", ".ci/run", "sbatch", "kubectl", "gcloud")
+PROGRAMS = (
+  "vilau",
+  "bash",
+  "pip",
+  "python",
+  "lmms-eval",
+  ".ci/run",
+  ".ci/face",
+  "sbatch",
+  "kubectl",
+  "gcloud",
+)
 WORDS = re.compile(r"^[A-Z]+$")  # COMMAND, FORMAT, TASK: for the reader to fill in
 
 

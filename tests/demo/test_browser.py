@@ -108,7 +108,7 @@ def test_chat_about_an_uploaded_picture(visit, picture):
   said = page.locator("#status-chat").inner_text()
   assert said.strip() in ("", "the model had nothing to say; ask otherwise")
   if os.environ.get("VILAU_MODEL"):
-    assert page.locator("[data-testid=bot]").count() == 2
+    assert page.locator("[data-testid=bot], .message.bot").count() == 2
 
 
 def test_draw_shows_progress_and_gives_metadata(visit):
@@ -127,6 +127,8 @@ def test_draw_shows_progress_and_gives_metadata(visit):
 def test_cancel_ends_a_drawing(visit):
   page = visit("Draw")
   page.locator("#prompt-image textarea").fill("three owls on a pink background")
+  page.get_by_label("number input for Number").fill("16")
+  page.keyboard.press("Tab")
   page.locator("#start-image").click()
   says(page, "#status-image", "positions")
   page.locator("#stop-image").click()

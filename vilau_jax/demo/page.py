@@ -160,7 +160,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
       now = [*turns, asked]
       words = [{"path": path} for path in value["files"]] + [value["text"]]
       said = [*shown, *({"role": "user", "content": part} for part in words)]
-      yield turns, shown, said, gr.skip(), _status("reading")
+      yield turns, shown, said, {"text": "", "files": []}, _status("reading")
       written = ""
       for written in studio.answer(now, temperature, seed or 0, cancel):
         yield turns, shown, [*said, _answered(written)], gr.skip(), _status("writing")
@@ -173,7 +173,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
     now.append({"role": "assistant", "content": written})
     said.append(_answered(written))
     note = "stopped" if cancel() else ""
-    yield now, said, said, {"text": "", "files": []}, _status(note)
+    yield now, said, said, gr.skip(), _status(note)
 
   inputs, outputs = [turns, shown, box, temperature, seed], [turns, shown, talk, box, status]
   _run([box.submit], stop, tickets, ask, inputs, outputs, status)

@@ -48,13 +48,16 @@ def picture(path: str | os.PathLike, side: int, limits: Limits) -> np.ndarray:
   try:
     with Image.open(path) as opened:  # reads the header only
       width, height = opened.size
-  except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+  except Image.DecompressionBombError as error:  # Pillow's own limit
+    most = limits.megapixels
+    raise ValueError(f"{name} has too many pixels; at most {most:g} million are taken") from error
+  except (UnidentifiedImageError, OSError, SyntaxError) as error:
     raise ValueError(f"{name} is not a picture that can be read; try a PNG or a JPEG") from error
   _check_pixels(name, width, height, limits)
   try:
     return media.to_square(path.read_bytes(), side)
   except ValueError as error:
-    raise ValueError(f"{name}: {error}") from error
+    raise ValueError(str(error).replace("the given bytes", name)) from error
 
 
 def video(path: str | os.PathLike, side: int, frames: int, limits: Limits) -> Sequence[np.ndarray]:
@@ -106,7 +109,7 @@ def _sized(path: str | os.PathLike, limits: Limits) -> tuple[str, pathlib.Path]:
   if not size:
     raise ValueError(f"{path.name} is an empty file")
   if size > limits.megabytes * 1e6:
-    raise ValueError(f"{path.name} has {size / 1e6:.1f} MB; at most {limits.megabytes:g} are taken")
+    raise ValueError(f"{path.name} has {size / 1e6:.3g} MB; at most {limits.megabytes:g} are taken")
   return path.name, path
 
 
