@@ -191,6 +191,7 @@ class LlamaConfig:
   max_positions: int = 4096
   eps: float = 1e-5
   tied: bool = False
+  attention: str = "auto"
 
   @property
   def head_dim(self) -> int:

@@ -69,7 +69,7 @@ def test_text_cross_entropy_in_any_chunks(chunk):
     )
 
   def chunked(hidden, head):
-    sums = losses.text_cross_entropy(lambda h: h @ head, hidden, target, chunk)
+    sums = losses.text_cross_entropy(lambda h, w: losses.nll(h @ head, w), hidden, target, chunk)
     return sums["nll"], sums["correct"]
 
   want = jax.value_and_grad(whole, (0, 1), has_aux=True)(hidden, head)
@@ -94,7 +94,7 @@ def test_code_cross_entropy_reads_the_position_before(chunk, capacity):
 
   def total(hidden):
     return losses.code_cross_entropy(
-      lambda h, c, i: jnp.einsum("bkd,dre->bkre", h, head),
+      lambda h, c, i: losses.nll(jnp.einsum("bkd,dre->bkre", h, head), c),
       hidden, jnp.asarray(codes), jnp.asarray(place), jnp.asarray(target),
       capacity=capacity, chunk=chunk,
     )  # fmt: skip
@@ -112,7 +112,9 @@ def test_no_logits_of_the_whole_row_exist():
   target = jax.ShapeDtypeStruct((2, 512), jnp.int32)
 
   def loss(hidden, head, target):
-    return losses.text_cross_entropy(lambda h: h @ head, hidden, target, 32)["nll"]
+    return losses.text_cross_entropy(lambda h, w: losses.nll(h @ head, w), hidden, target, 32)[
+      "nll"
+    ]
 
   compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, target).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * 512 * 4096 * 4 / 2

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.layers.attention import causal_mask
+from vilau_jax.layers.dense import Head
 from vilau_jax.layers.mlp import gelu_exact
 from vilau_jax.layers.stack import unstack
 from vilau_jax.models import quantizer
@@ -173,7 +174,8 @@ class VilaU(nn.Module):
       [B, L, D]; meaningless on padding.
     """
     x = self.inputs(tokens, codes, visual_position, codebook)
-    return self.llm(x, positions, causal_mask(segment_ids, branches))
+    mask = causal_mask(segment_ids, branches)
+    return self.llm(x, positions, mask, segment_ids if branches is None else None)
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]: the token that follows each position."""
@@ -200,6 +202,14 @@ class VilaU(nn.Module):
   def code_logits(self, features: jax.Array) -> jax.Array:
     """[..., R, W] -> float32 [..., R, E]."""
     return self.depth.logits(features)
+
+  def text_head(self, hidden: jax.Array) -> Head:
+    """The parts of `text_logits`, for a loss that never builds them whole."""
+    return self.llm.head(hidden)
+
+  def code_head(self, features: jax.Array) -> Head:
+    """The parts of `code_logits`."""
+    return self.depth.head(features)
 
   def __call__(
     self, batch: dict[str, jax.Array], codebook: jax.Array

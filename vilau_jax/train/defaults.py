@@ -102,8 +102,10 @@ def lm() -> ConfigDict:
     text=1.0,
     image=1.0,
     code_depth_weights=(),  # extension: one weight a depth; () = ones
-    text_chunk=1024,  # positions of a row whose logits exist at once
-    code_chunk=256,  # visual slots of a row whose logits exist at once
+    text_chunk=1024,  # text positions of a row whose logits exist at once
+    code_chunk=256,  # visual slots of a row that the depth transformer reads at once
+    head_block=2048,  # vocabulary or codebook entries whose logits exist at once
+    visual_fraction=1.0,  # extension: share of the supervised visual slots drawn at every step
   )
   c.data = dict(
     root="",

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models import quantizer, vilau
-from vilau_jax.train import losses, optim
+from vilau_jax.train import heads, losses, optim
 from vilau_jax.train.optim import State, Tree
+
+_DRAW = 2**31 - 1  # beyond the number of any chunk, whose keys are folded in the same way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,9 @@ class LmStage:
       raise ValueError(
         f"loss.code_depth_weights has {len(weights)} entries, the tower {depth} depths"
       )
+    fraction = self.config.loss.visual_fraction
+    if not 0 < fraction <= 1:
+      raise ValueError(f"loss.visual_fraction must be above 0 and at most 1, got {fraction}")
     if self.config.batch_size % self.config.optim.accumulate:
       raise ValueError(
         f"optim.accumulate {self.config.optim.accumulate} does not divide batch_size "
@@ -118,24 +123,27 @@ class LmStage:
     def apply(method, *args, **kwargs):
       return model.apply(variables, *args, method=method, **kwargs)
 
-    def code_logits(hidden, codes, number):
+    def text_nll(hidden, wanted):
+      return heads.nll(apply("text_head", hidden), wanted, weights.head_block)
+
+    def code_nll(hidden, codes, number):
       rngs = {"dropout": jax.random.fold_in(key, number)}
       features = apply("visual_features", hidden, codes, codebook, False, rngs=rngs)
-      return apply("code_logits", features)
+      return heads.nll(apply("code_head", features), codes, weights.head_block)
 
     places = (batch[k] for k in ("visual_position", "segment_ids", "positions"))
     hidden = apply("hidden", batch["tokens"], codes, *places, codebook, batch.get("branches"))
-    text = losses.text_cross_entropy(
-      lambda h: apply("text_logits", h), hidden, batch["text_target"], weights.text_chunk
-    )
+    text = losses.text_cross_entropy(text_nll, hidden, batch["text_target"], weights.text_chunk)
     visual = losses.code_cross_entropy(
-      code_logits,
+      code_nll,
       hidden,
       codes,
       batch["visual_position"],
       batch["visual_target"],
       capacity=self.config.data.row.targets,
       chunk=weights.code_chunk,
+      fraction=weights.visual_fraction,
+      key=jax.random.fold_in(key, _DRAW),
     )
     return self._total(text, visual, counts)
 

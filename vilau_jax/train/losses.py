@@ -5,6 +5,7 @@ Axis letters: B batch, L sequence, K gathered positions of a row, D width, V tex
 R residual depth, E codebook entries, S image side.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,13 +96,36 @@ def supervised_first(mask: jax.Array, capacity: int) -> tuple[jax.Array, jax.Arr
   return index, jnp.take_along_axis(mask, index, 1)
 
 
+def some_of(mask: jax.Array, fraction: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Draws ceil(fraction * n) of the n marked places of every row.
+
+  Args:
+    mask: bool [B,L].
+    fraction: above 0, at most 1.
+    key: of the draw.
+
+  Returns:
+    The mask of those drawn, bool [B,L], and how many marked places each of them stands for,
+    float32 [B].
+  """
+  order = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
+  rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+  count = jnp.sum(mask, axis=1)
+  drawn = jnp.ceil(fraction * count)
+  return mask & (rank < drawn[:, None]), count / jnp.maximum(drawn, 1)
+
+
 def text_cross_entropy(
-  logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, target: jax.Array, chunk: int
+  nll: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+  hidden: jax.Array,
+  target: jax.Array,
+  chunk: int,
 ) -> dict[str, jax.Array]:
   """Sums over the supervised text positions; chunks without any are not computed.
 
   Args:
-    logits: [...,D] -> float32 [...,V].
+    nll: [B,k,D], wanted int32 [B,k] -> negative log-likelihood float32 [B,k] and whether the id is
+      the likeliest, bool [B,k]; see head_nll.
     hidden: [B,L,D].
     target: int32 [B,L], the id predicted at this index, -1 = ignored.
     chunk: positions of a row whose logits exist at once.
@@ -112,8 +136,8 @@ def text_cross_entropy(
   """
 
   def sums(state, wanted, valid, _):
-    nll, correct = _nll(logits(state), wanted)
-    return {"nll": jnp.sum(nll * valid), "correct": jnp.sum(correct & valid)}
+    loss, correct = nll(state, wanted)
+    return {"nll": jnp.sum(loss * valid), "correct": jnp.sum(correct & valid)}
 
   index, valid = supervised_first(target >= 0, target.shape[1])
   state = jnp.take_along_axis(hidden, index[..., None], 1)
@@ -122,7 +146,7 @@ def text_cross_entropy(
 
 
 def code_cross_entropy(
-  logits: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  nll: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
   hidden: jax.Array,
   codes: jax.Array,
   visual_position: jax.Array,
@@ -130,35 +154,48 @@ def code_cross_entropy(
   *,
   capacity: int,
   chunk: int,
+  fraction: float = 1.0,
+  key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Sums over the supervised visual slots; the depth transformer runs on these alone.
 
   Args:
-    logits: hidden at the previous position [B,k,D], codes [B,k,R], chunk number -> [B,k,R,E].
+    nll: hidden at the previous position [B,k,D], codes [B,k,R], chunk number -> negative
+      log-likelihood float32 [B,k,R] and whether the code is the likeliest, bool [B,k,R].
     hidden: [B,L,D].
     codes: int32 [B,N,R].
     visual_position: int32 [B,N].
     target: bool [B,N], supervised.
     capacity: M, the most supervised slots a row may have.
     chunk: slots of a row whose logits exist at once.
+    fraction: of a row's supervised slots that are drawn, rounded up; each then counts for as many
+      as it stands for, so that the sums are right on average. 1 takes all.
+    key: of the draw; needed below 1.
 
   Returns:
     {"nll": [R], "correct": [R]}.
   """
 
-  def sums(state, wanted, valid, number):
-    nll, correct = _nll(logits(state, wanted, number), wanted)
-    valid = valid[..., None]
-    return {"nll": jnp.sum(nll * valid, (0, 1)), "correct": jnp.sum(correct & valid, (0, 1))}
+  capacity, share = min(capacity, target.shape[1]), jnp.ones(len(target))
+  if fraction < 1:
+    target, share = some_of(target, fraction, key)
+    capacity = math.ceil(capacity * fraction)
 
-  index, valid = supervised_first(target, min(capacity, target.shape[1]))
+  def sums(state, wanted, valid, number):
+    loss, correct = nll(state, wanted, number)
+    weight = (valid * share[:, None])[..., None]
+    return {"nll": jnp.sum(loss * weight, (0, 1)), "correct": jnp.sum(correct * weight, (0, 1))}
+
+  index, valid = supervised_first(target, capacity)
   before = jnp.maximum(jnp.take_along_axis(visual_position, index, 1) - 1, 0)
   state = jnp.take_along_axis(hidden, before[..., None], 1)
   wanted = jnp.take_along_axis(codes, index[..., None], 1)
   return _by_chunks(sums, chunk, valid, state, wanted)
 
 
-def _nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+def nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits [...,E], wanted ids [...] -> negative log-likelihood float32 [...], and whether the id
+  is the likeliest, bool [...]."""
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, wanted[..., None], -1)[..., 0]
   return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == wanted
