@@ -20,6 +20,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
+from vilau_jax import lora
 from vilau_jax.config import VilaUConfig
 from vilau_jax.streaming import StoredArray, Streamed
 
@@ -68,7 +69,7 @@ def save_model(
 def load_model(path: _Path) -> LoadedModel:
   """Reads a model directory, or a training workdir at its newest checkpoint.
 
-  Where training kept an average of the weights, the average is what is loaded.
+  Where training kept an average of the weights, the average is what is loaded; adapters are merged.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -79,6 +80,8 @@ def load_model(path: _Path) -> LoadedModel:
   found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
   tokenizers = [str(file) if file.exists() else None for file in found.values()]
   variables = traverse_util.unflatten_dict(_read(_index(path)))
+  if adapters := stored.get("experiment", {}).get("lora", {}):
+    variables["params"] = lora.merged(variables["params"], adapters)
   config = VilaUConfig.from_dict(stored["model"])
   return LoadedModel(config, variables, *tokenizers, str(path))
 

@@ -102,7 +102,8 @@ class HeadsOut(nn.Module):
     )
     # One product over H * C: over two axes, the CPU backend copies the kernel at every step.
     x = x.astype(self.dtype).reshape(*x.shape[:-2], heads * head_dim)
-    y = x @ kernel.astype(self.dtype).reshape(heads * head_dim, self.width)
+    # jnp.dot, not @: that is what adapters attach to (lora.py).
+    y = jnp.dot(x, kernel.astype(self.dtype).reshape(heads * head_dim, self.width))
     if self.bias:
       y = y + self.param(
         "bias", sharding.boxed(nn.initializers.zeros, "norm"), (self.width,)

@@ -254,10 +254,11 @@ def previous(hidden: jax.Array, visual_position: jax.Array) -> jax.Array:
   return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
 
-def init(config: VilaUConfig, key: jax.Array) -> dict[str, Any]:
+def init(config: VilaUConfig, key: jax.Array, net: VilaU | None = None) -> dict[str, Any]:
   """Boxed parameters {"llm", "projector", "depth", ["visual_positions"]}, as far as they exist.
 
   Call it under jit (with shardings) or eval_shape; a large model is never built on one device.
+  `net`: VilaU(config), or one with adapters; see lora.py.
   """
   codebook, codes = None, None
   if config.tower is not None:
@@ -265,7 +266,7 @@ def init(config: VilaUConfig, key: jax.Array) -> dict[str, Any]:
     tables = 1 if codes.shared else codes.depth
     codebook = jnp.zeros((tables, codes.entries, quantizer.code_width(codes)))
     codes = jnp.zeros((1, 1, codes.depth), jnp.int32)
-  return VilaU(config).init(key, codes, codebook, method="touch").get("params", {})
+  return (net or VilaU(config)).init(key, codes, codebook, method="touch").get("params", {})
 
 
 def abstract_variables(config: VilaUConfig) -> dict[str, Any]:

@@ -25,6 +25,10 @@ def _shared() -> ConfigDict:
   c.log = dict(every=50, samples_every=1000)
   # Component ("whole", "tower", "siglip", "decoder", "llm", ...) -> directory of a model.
   c.init_from = dict()
+  # Adapters instead of weights: rank 0 = off; targets: path prefixes of the parts that get them
+  # ("llm", "projector", "depth", "tower/vision", ..); base: type of the frozen projections in
+  # memory, "" (theirs), "int8", "int4" or "nf4".
+  c.lora = dict(rank=0, alpha=16.0, targets=("llm",), base="")
   c.runs = ""  # directory of sibling runs, for configs that build on each other
   # code_scale "auto": 1 / standard deviation of the tower's code sums, measured at the start.
   c.code_scale = "preset"

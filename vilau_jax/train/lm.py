@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vilau_jax import sharding
+from vilau_jax import lora, sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models import quantizer, vilau
 from vilau_jax.train import heads, losses, optim
 from vilau_jax.train.optim import State, Tree
 
+# Through which the net is called.
+_METHODS = ("touch", "hidden", "visual_features", "text_head", "code_head")
 _DRAW = 2**31 - 1  # beyond the number of any chunk, whose keys are folded in the same way
 
 
@@ -36,6 +38,7 @@ class LmStage:
       raise ValueError(
         f"loss.code_depth_weights has {len(weights)} entries, the tower {depth} depths"
       )
+    lora.check(self.config.lora)
     fraction = self.config.loss.visual_fraction
     if not 0 < fraction <= 1:
       raise ValueError(f"loss.visual_fraction must be above 0 and at most 1, got {fraction}")
@@ -45,9 +48,24 @@ class LmStage:
         f"{self.config.batch_size}"
       )
 
+  def net(self, base: bool = True) -> vilau.VilaU:
+    """The model, with adapters where there are some; `base`: its frozen projections quantised."""
+    return lora.adapted(vilau.VilaU(self.model), self.config.lora, _METHODS, base=base)
+
+  def compressed(self, frozen: Tree) -> Tree:
+    """`frozen` as the step reads it: projections under adapters quantised, where lora.base is."""
+    if not self.config.lora.base:
+      return frozen
+    quantised = jax.eval_shape(lambda k: vilau.init(self.model, k, self.net()), jax.random.key(0))
+    return frozen | {"params": lora.compressed(frozen["params"], nn.unbox(quantised))}
+
   def init(self, key: jax.Array) -> tuple[State, Tree]:
     """Boxed random state and boxed frozen variables; the codebook is a placeholder."""
-    trained, frozen = optim.split(vilau.init(self.model, key), self.config.optim.freeze)
+    params = vilau.init(self.model, key, self.net(base=False))
+    if self.config.lora.rank:
+      trained, frozen = lora.split(params, self.config.lora)
+    else:
+      trained, frozen = optim.split(params, self.config.optim.freeze)
     codebook = quantizer.init_state(key, self.model.tower.quantizer)["codebook"]
     codebook = nn.LogicallyPartitioned(codebook, quantizer.AXES["codebook"])
     collections = optim.initial_average(self.config.optim, trained)
@@ -114,7 +132,7 @@ class LmStage:
       counts: supervised text positions and visual slots of the whole batch.
       key: of the dropout in the depth transformer.
     """
-    weights, model = self.config.loss, vilau.VilaU(self.model)
+    weights, model = self.config.loss, self.net()
     variables = {"params": optim.merge(trained, frozen["params"])}
     codebook = jax.lax.stop_gradient(frozen["quantizer"]["codebook"])
     batch = {k: sharding.constrain(v, "batch", *[None] * (v.ndim - 1)) for k, v in batch.items()}

@@ -64,6 +64,7 @@ def train(
     closing.callback(saved.close)
     stage = STAGES[config.stage](config, run.model)
     state, frozen = prepare(stage, run, saved, mesh)
+    frozen = stage.compressed(frozen)
     step_fn = compiled_step(stage, state)
     key, start = jax.random.key(config.seed), int(state.step)
     writer = _writer(run, start)

@@ -4,12 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vilau_jax import sharding
+from vilau_jax import lora, sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models.discriminator import PatchDiscriminator
 from vilau_jax.models.perceptual import Lpips
@@ -17,6 +18,7 @@ from vilau_jax.models.tower import Tower, last_kernel
 from vilau_jax.train import losses, optim
 from vilau_jax.train.optim import State, Tree
 
+_METHODS = ("__call__", "decoder_out", "encode", "decode_codes")  # through which it is called
 DISCRIMINATOR_LOSSES = {"hinge": losses.hinge, "vanilla": losses.vanilla}
 
 
@@ -38,6 +40,7 @@ class TowerStage:
 
   def __post_init__(self):
     loss = self.config.loss
+    lora.check(self.config.lora)
     if self.config.optim.accumulate != 1:
       raise ValueError(
         "optim.accumulate must be 1 here: contrastive loss and codebook see the batch"
@@ -56,9 +59,23 @@ class TowerStage:
 
   @property
   def tower(self) -> Tower:
+    return self._tower()
+
+  def _tower(self, base: bool = True) -> Tower:
     loss, dtype = self.config.loss, jnp.dtype(self.model.dtype)
     scalars = math.log(loss.temperature), loss.bias
-    return Tower(self.model.tower, dtype, self.model.remat, *scalars)
+    tower = Tower(self.model.tower, dtype, self.model.remat, *scalars)
+    return lora.adapted(tower, self.config.lora, _METHODS, root="tower", base=base)
+
+  def compressed(self, frozen: Tree) -> Tree:
+    """`frozen` as the step reads it; see LmStage.compressed."""
+    if not self.config.lora.base:
+      return frozen
+    images = jnp.zeros((1, *[self.model.tower.image_size] * 2, 3))
+    quantised = jax.eval_shape(lambda k: self._tower().init({"params": k}, images)["params"],
+                               jax.random.key(0))  # fmt: skip
+    params = lora.compressed(frozen["params"], {"tower": nn.unbox(quantised)})
+    return frozen | {"params": params}
 
   @property
   def discriminator(self) -> PatchDiscriminator:
@@ -69,8 +86,12 @@ class TowerStage:
     """Boxed random state and boxed frozen parameters."""
     names = jax.random.split(key, 2)
     images = jnp.zeros((1, *[self.model.tower.image_size] * 2, 3))
-    variables = self.tower.init({"params": names[0]}, images)
-    trained, frozen = optim.split({"tower": variables["params"]}, self.config.optim.freeze)
+    variables = self._tower(base=False).init({"params": names[0]}, images)
+    params = {"tower": variables["params"]}
+    if self.config.lora.rank:
+      trained, frozen = lora.split(params, self.config.lora)
+    else:
+      trained, frozen = optim.split(params, self.config.optim.freeze)
     opt = {"tower": self._optimizer(trained).init(trained)}
     collections = {"quantizer": variables["quantizer"]}
     collections |= optim.initial_average(self.config.optim, trained)
