@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from vilau_jax import sharding
-from vilau_jax.layers.causal import causal_attend
+from vilau_jax.layers.causal import OUTPUT, causal_attend
 
 KINDS = ("auto", "xla", "splash", "triton")
-OUTPUT = "attention"  # name of what the kernels' backward passes read, for remat policies
 _BLOCKS = (512, 256, 128)
 
 
@@ -111,8 +110,10 @@ def splash(q, k, v, segment_ids, interpret: bool = False):
 
   length, heads = q.shape[1:3]
   block = next(b for b in _BLOCKS if length % b == 0)
-  names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-  sizes = splash_attention_kernel.BlockSizes(**{f"block_{n}": block for n in names})
+  names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute")
+  sizes = splash_attention_kernel.BlockSizes(
+    **{f"block_{n}": block for n in names}, use_fused_bwd_kernel=True
+  )
   causal = splash_attention_mask.CausalMask((length, length))
   kernel = splash_attention_kernel.make_splash_mha(
     splash_attention_mask.MultiHeadMask([causal] * heads),

@@ -74,6 +74,7 @@ def tower() -> ConfigDict:
     gan_weight_high=1e4,
     temperature=10.0,  # where training starts from random weights
     bias=-10.0,
+    contrastive_chunked=False,  # texts travel around the devices; for batches of many thousands
     equal_captions=False,  # extension: equal captions of a batch are positives
     quantizer_start=0,  # extension: steps without quantiser, while the codebook already follows
   )

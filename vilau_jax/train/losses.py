@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vilau_jax import sharding
+
 
 def pixel(image: jax.Array, target: jax.Array, *, mse: float = 1.0, l1: float = 0.0) -> jax.Array:
   """Weighted mean squared and mean absolute error over all elements, images in [-1,1]."""
@@ -54,6 +56,43 @@ def sigmoid_contrastive(
   else:
     positive = caption_id[:, None] == caption_id[None, :]
   return -jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))) / len(image)
+
+
+def sigmoid_contrastive_chunked(
+  image: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array,
+  caption_id: jax.Array | None = None,
+) -> jax.Array:
+  """sigmoid_contrastive without the [B,B] logits: texts travel around the ring of devices that
+  share the batch, and each device adds up its own pictures' loss, B/P texts at a time."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = sharding.RULES["batch"]
+  ways = 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
+  if ways == 1:
+    return sigmoid_contrastive(image, text, logit_scale, logit_bias, caption_id)
+  ids = jnp.arange(len(image)) if caption_id is None else caption_id
+  ring = [(i, (i + 1) % ways) for i in range(ways)]
+
+  def local(image, text, own, scale, bias):
+    @jax.checkpoint
+    def block(text, other):
+      logits = jnp.einsum("id,jd->ij", image, text, preferred_element_type=jnp.float32)
+      logits = logits * jnp.exp(scale) + bias
+      return -jnp.sum(jax.nn.log_sigmoid(jnp.where(own[:, None] == other, logits, -logits)))
+
+    def turn(carry, _):
+      (text, other), total = jax.lax.ppermute(carry[:2], axes, ring), carry[2]
+      return (text, other, total + block(text, other)), None
+
+    carry = (text, own, block(text, own))
+    total = jax.lax.scan(turn, carry, length=ways - 1)[0][2]
+    return jax.lax.psum(total, axes)
+
+  rows, ours, whole = sharding.spec("batch", None), sharding.spec("batch"), jax.P()
+  run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, ours, whole, whole), out_specs=whole)
+  return run(image, text, ids, logit_scale, logit_bias) / len(image)
 
 
 def generator(logits_fake: jax.Array) -> jax.Array:

@@ -189,7 +189,9 @@ class TowerStage:
   def _contrastive(self, out: Tree, batch: Tree) -> jax.Array:
     same = batch["caption_id"] if self.config.loss.equal_captions else None
     names = ("image_embedding", "text_embedding", "logit_scale", "logit_bias")
-    return losses.sigmoid_contrastive(*(out[n] for n in names), same)
+    chunked = self.config.loss.contrastive_chunked
+    loss = losses.sigmoid_contrastive_chunked if chunked else losses.sigmoid_contrastive
+    return loss(*(out[n] for n in names), same)
 
   def _distance(self, frozen: Tree, drawn: jax.Array, images: jax.Array) -> tuple[jax.Array, Tree]:
     """Pixel and perceptual loss, and their parts."""
