@@ -97,7 +97,7 @@ def load_variables(path: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: listing what `path` lacks or holds in another shape.
   """
   want = traverse_util.flatten_dict(dict(abstract))
-  index = _index(epath.Path(path))
+  index = _plain_index(path)
   wrong = []
   for key, leaf in want.items():
     if key not in index:
@@ -265,7 +265,7 @@ def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
 def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
   """The variables of a model directory or workdir, without reading them."""
   arrays = {}
-  for key, (directory, inside, leaf) in _index(epath.Path(path)).items():
+  for key, (directory, inside, leaf) in _plain_index(path).items():
     base = {"driver": "file", "path": f"{directory}/"}
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
     opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
@@ -329,6 +329,15 @@ class _StreamedHandler(ocp.type_handlers.NumpyHandler):
         (store if index is None else store[index]).write(part).result()
       except ValueError as error:  # tensorstore's for a full disk, no permission, ...
         raise OSError(str(error)[-300:]) from error
+
+
+def _plain_index(path: _Path) -> dict[tuple[str, ...], Any]:
+  """As _index; refuses adapters, which a reader of single arrays would leave out."""
+  index = _index(epath.Path(path))
+  if any(lora.is_adapter(key) for key in index):
+    raise ValueError(f"{path} is a run with adapters; first make a model of it: "
+                     f"vilau convert merge --model={path} --output=DIR")  # fmt: skip
+  return index
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:

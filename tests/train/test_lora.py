@@ -85,3 +85,53 @@ def test_a_tower_with_adapters():
   assert np.isfinite(metrics["loss"])
   keys = traverse_util.flatten_dict(moved.params)
   assert keys and all(lora.is_adapter(k) and k[:2] == ("tower", "vision") for k in keys)
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_resumes_and_merges(tmp_path):
+  """Base bit for bit, resumed as uninterrupted, and the merged directory is what `load` gives."""
+  import vilau_jax
+  from vilau_jax import checkpoint
+  from vilau_jax.cli import convert as command
+  from vilau_jax.train import loop
+
+  device = jax.devices()[:1]
+  tower = experiments.tower_run(tmp_path)
+  tower.steps = 1
+  loop.train(tower, tmp_path / "tower", devices=device)
+  identity = checkpoint.tower_id(checkpoint.load_model(tmp_path / "tower").variables)
+  base = experiments.lm_run(tmp_path, tmp_path / "tower", identity)
+  base.steps = 1
+  loop.train(base, tmp_path / "base", devices=device)
+
+  def run(name, steps):
+    c = experiments.lm_run(tmp_path, tmp_path / "tower", identity)
+    c.init_from = dict(whole=str(tmp_path / "base"))
+    c.data.tokenizer_size = 0
+    c.steps = steps
+    c.lora.update(dict(rank=2, targets=TARGETS))
+    return loop.train(c, tmp_path / name, devices=device)
+
+  whole = run("whole", 4)
+  run("halves", 2)
+  again = run("halves", 4)
+  assert whole["metrics"]["loss"] == again["metrics"]["loss"]
+  before = checkpoint.load_model(tmp_path / "base").variables["params"]
+  frozen = traverse_util.flatten_dict(
+    checkpoint.load_frozen(
+      tmp_path / "whole",
+      jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.
+                   SingleDeviceSharding(device[0])), {"params": {"llm": before["llm"]}}),
+    )["params"]
+  )  # fmt: skip
+  for key, value in frozen.items():
+    np.testing.assert_array_equal(value, traverse_util.flatten_dict(before)[key])
+  with pytest.raises(ValueError, match="vilau convert merge"):
+    checkpoint.open_arrays(tmp_path / "whole")
+  assert command._merge(str(tmp_path / "whole"), str(tmp_path / "merged")) == 0
+  merged = vilau_jax.load(tmp_path / "merged")
+  assert checkpoint.open_arrays(tmp_path / "merged")
+  prompt = [["a red square"]]
+  assert merged.generate_text(prompt, max_new_tokens=4) == vilau_jax.load(
+    tmp_path / "whole"
+  ).generate_text(prompt, max_new_tokens=4)
