@@ -3,8 +3,8 @@ r"""Fine-tuning of the 7B model by adapters on one TPU v5e-8.
 vilau train --config=configs/lora_7b_v5e8.py --workdir=gs://BUCKET/lora_7b \
   --config.data.root=gs://BUCKET/codes_mine --config.init_from.whole=gs://BUCKET/vila-u-7b-256
 
-8 TPU v5e chips (v5e:2x4). The model's own weights stay as they are, sharded over the chips; adapters
-of rank 16 learn beside every projection of the language model, the projector and the depth
+8 TPU v5e chips (v5e:2x4). The model's own weights stay as they are, sharded over the chips;
+adapters of rank 16 learn beside every projection of the language model, the projector and the depth
 transformer. Afterwards
   vilau convert merge --model=gs://BUCKET/lora_7b --output=merged
 writes a model without adapters, which `vilau convert export` takes.

@@ -51,8 +51,8 @@ _NEEDS = {"import": ("source", "output"), "export": ("model", "output"),
 def main(argv: list[str]) -> int:
   action = argv[0] if argv else ""
   if action not in _NEEDS or len(argv) != (1 if action in ("verify", "merge") else 2):
-    raise ValueError(f"expected import FORMAT, export FORMAT, verify or merge, got {' '.join(argv)!r}; "
-                     "see vilau convert --help")  # fmt: skip
+    raise ValueError("expected import FORMAT, export FORMAT, verify or merge, got "
+                     f"{' '.join(argv)!r}; see vilau convert --help")  # fmt: skip
   given = dict(source=_SOURCE.value, model=_MODEL.value, output=_OUTPUT.value)
   for name in _NEEDS[action]:
     if not given[name]:
