@@ -65,6 +65,7 @@ setuptools.setup(
     "protobuf>=5",
     "PyYAML>=6",
     "pyarrow>=17",
+    "qwix>=0.1.8",
     "rich>=13",
     "safetensors>=0.5",
     "sentencepiece>=0.2.1",

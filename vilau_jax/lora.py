@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 A, B = "_lora_a", "_lora_b"
 BASES = ("", "int8", "int4", "nf4")  # types of the frozen projections
-_TILE = 64  # inputs of a projection that share a scale
-# Heads are taken apart by the loss, and never built as a projection in training.
-_EXCLUDED = r"(?!(?:.*/)?classifier$)"
+_TILES = {"int4": 64, "nf4": 64}  # inputs of a projection that share a scale; else all of them
+# The head is taken apart by the loss; patches are no projection of one axis.
+_EXCLUDED = r"(?!(?:.*/)?(?:classifier|embed)$)"
 Tree = dict[str, Any]
 
 
@@ -55,7 +55,9 @@ def adapted(
     if inside is None:
       continue
     path = f"{re.escape(inside)}(?:/.*)?" if inside else ".*"
-    quantised = dict(weight_qtype=lora.base, tile_size=_TILE) if lora.base and base else {}
+    quantised = (
+      dict(weight_qtype=lora.base, tile_size=_TILES.get(lora.base)) if lora.base and base else {}
+    )
     rules.append(
       qwix.LoraRule(
         module_path=_EXCLUDED + path,
@@ -88,6 +90,11 @@ def split(params: Tree, lora: ConfigDict) -> tuple[Tree, Tree]:
   return adapters, rest
 
 
+def cast(adapters: Tree, dtype: str) -> Tree:
+  """Adapters as the products read them; the masters stay float32."""
+  return jax.tree.map(lambda x: x.astype(dtype), adapters)
+
+
 def compressed(frozen: Tree, quantised: Tree) -> Tree:
   """Frozen parameters as a net with quantised projections reads them.
 
@@ -97,7 +104,27 @@ def compressed(frozen: Tree, quantised: Tree) -> Tree:
   """
   import qwix
 
-  return jax.jit(lambda params: qwix.quantize_params(params, quantised))(frozen)
+  box = nn.LogicallyPartitioned
+  bare = jax.tree.map(
+    lambda x: x.value if isinstance(x, box) else x, quantised, is_leaf=lambda x: isinstance(x, box)
+  )
+  wanted = traverse_util.flatten_dict(bare)
+
+  def one(value, like):
+    return qwix.quantize_params({"kernel": value}, {"kernel": like})["kernel"]
+
+  def all_of(params):
+    flat = traverse_util.flatten_dict(params)
+    for key, value in flat.items():
+      like = wanted[key]
+      if "layers" in key:  # qwix knows one layer's shape
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like)
+        flat[key] = jax.vmap(lambda v, like=like: one(v, like))(value)
+      else:
+        flat[key] = one(value, like)
+    return traverse_util.unflatten_dict(flat)
+
+  return jax.jit(all_of)(frozen)
 
 
 def merged(params: Tree, lora: Mapping[str, Any]) -> Tree:
@@ -137,7 +164,7 @@ def _rounded(kernel: np.ndarray, base: str) -> np.ndarray:
         jax.numpy.asarray(kernel),
         base,
         channelwise_axes=[i for i in range(kernel.ndim) if i != axis],
-        tiled_axes={axis: _TILE},
+        tiled_axes={axis: _TILES[base]} if base in _TILES else {},
       )
     )
   )

@@ -41,7 +41,8 @@ def loss_of(stage, params, frozen, batch):
 
 @pytest.mark.parametrize("base", ["", "nf4", "int8"])
 def test_merged_weights_compute_what_base_and_adapters_do(base):
-  stage, batch = lm_stage(base)
+  targets = ("llm",) if base == "nf4" else TARGETS  # others are narrower than a tile
+  stage, batch = lm_stage(base, targets)
   state, frozen, ready, losses = trained(stage, batch)
   assert losses[1] < losses[0]
   assert all(lora.is_adapter(k) for k in traverse_util.flatten_dict(state.params))
@@ -55,7 +56,7 @@ def test_merged_weights_compute_what_base_and_adapters_do(base):
   flat = traverse_util.flatten_dict(frozen["params"])
   assert set(flat) == set(traverse_util.flatten_dict(merged))
   touched = {k for k, v in traverse_util.flatten_dict(merged).items() if (v != flat[k]).any()}
-  assert {k[0] for k in touched} == set(TARGETS)
+  assert {k[0] for k in touched} == set(targets)
   assert ("llm", "layers", "self_attn", "o_proj", "kernel") in touched
 
 

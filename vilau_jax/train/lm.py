@@ -15,8 +15,7 @@ from vilau_jax.models import quantizer, vilau
 from vilau_jax.train import heads, losses, optim
 from vilau_jax.train.optim import State, Tree
 
-# Through which the net is called.
-_METHODS = ("touch", "hidden", "visual_features", "text_head", "code_head")
+_METHODS = ("touch", "hidden", "visual_features")  # those that run projections with adapters
 _DRAW = 2**31 - 1  # beyond the number of any chunk, whose keys are folded in the same way
 
 
@@ -57,7 +56,7 @@ class LmStage:
     if not self.config.lora.base:
       return frozen
     quantised = jax.eval_shape(lambda k: vilau.init(self.model, k, self.net()), jax.random.key(0))
-    return frozen | {"params": lora.compressed(frozen["params"], nn.unbox(quantised))}
+    return frozen | {"params": lora.compressed(frozen["params"], quantised)}
 
   def init(self, key: jax.Array) -> tuple[State, Tree]:
     """Boxed random state and boxed frozen variables; the codebook is a placeholder."""
@@ -133,6 +132,8 @@ class LmStage:
       key: of the dropout in the depth transformer.
     """
     weights, model = self.config.loss, self.net()
+    if self.config.lora.rank:
+      trained = lora.cast(trained, self.model.dtype)
     variables = {"params": optim.merge(trained, frozen["params"])}
     codebook = jax.lax.stop_gradient(frozen["quantizer"]["codebook"])
     batch = {k: sharding.constrain(v, "batch", *[None] * (v.ndim - 1)) for k, v in batch.items()}

@@ -73,9 +73,9 @@ def _drawings(run: Experiment, stage: Any, mesh: jax.sharding.Mesh):
   def sheet(state: State, frozen: Tree) -> np.ndarray:
     from vilau_jax import api  # generation is needed for samples only
 
-    params = lora.merged(
-      jax.device_get(optim.merge(state.params, frozen["params"])), run.config.lora
-    )
+    params = optim.merge(state.params, frozen["params"])
+    if run.config.lora.rank:
+      params = lora.merged(jax.device_get(params), run.config.lora)
     tower = checkpoint.load_frozen_tower(run.workdir)
     variables = {"params": params | tower["params"], "quantizer": tower["quantizer"]}
     names = (checkpoint.TOKENIZER, checkpoint.TOWER_TOKENIZER)

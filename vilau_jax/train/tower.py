@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -74,7 +73,7 @@ class TowerStage:
     images = jnp.zeros((1, *[self.model.tower.image_size] * 2, 3))
     quantised = jax.eval_shape(lambda k: self._tower().init({"params": k}, images)["params"],
                                jax.random.key(0))  # fmt: skip
-    params = lora.compressed(frozen["params"], {"tower": nn.unbox(quantised)})
+    params = lora.compressed(frozen["params"], {"tower": quantised})
     return frozen | {"params": params}
 
   @property
@@ -140,6 +139,8 @@ class TowerStage:
     trained = {"tower": state.params["tower"]}
 
     def generate(trained):
+      if self.config.lora.rank:
+        trained = lora.cast(trained, self.model.dtype)
       params = optim.merge(trained, frozen["params"])["tower"]
       out, moved = self._forward(state, params, images, batch, key)
       contrastive = self._contrastive(out, batch) if loss.contrastive else jnp.zeros(())
