@@ -59,12 +59,12 @@ def test_the_first_of_equal_classes_is_the_likeliest():
   np.testing.assert_array_equal(correct, wanted == 0)
 
 
-def compiled_bytes(entries, mesh):
+def compiled_bytes(entries, mesh, chunk=1024):
   """Temporaries of the step, and the bytes of the classifier's gradient, a device."""
   c, _ = experiments.lm()
   c.batch_size = 4
   c.data.row.update(dict(length=1280, slots=1024, targets=1024))
-  c.loss.update(dict(text_chunk=256, code_chunk=256, head_block=1024))
+  c.loss.update(dict(text_chunk=256, code_chunk=chunk, head_block=1024))
   quantizer = dict(depth=4, entries=entries)
   c.model.tower.quantizer = quantizer
   c.model.remat = "nothing_saveable"

@@ -6,6 +6,7 @@ J blocks, S mesh shards of the classes, e classes of a block and shard, E = S * 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -34,12 +35,11 @@ def nll(head: Head, wanted: jax.Array, block: int) -> tuple[jax.Array, jax.Array
   pieces = _pieces(entries // shards, block)
   if pieces == 1:
     return losses.nll(head.logits(), wanted)
-  kernel = sharding.constrain(head.kernel, None, "act_vocab")  # gathered once, not in every turn
-  kernel = _split(kernel, shards, pieces)
+  # Gathered once, not in every turn of the loops.
+  kernel = _split(sharding.constrain(head.kernel, None, "act_vocab"), shards, pieces)
   bias = jnp.zeros(entries) if head.bias is None else head.bias.astype(jnp.float32)
-  bias = jnp.where(jnp.arange(entries) < head.size, bias, _NEVER)
-  x = head.x.reshape(-1, width)
-  loss, correct = _nll(x, kernel, _split(bias, shards, pieces), wanted.reshape(-1))
+  bias = _split(jnp.where(jnp.arange(entries) < head.size, bias, _NEVER), shards, pieces)
+  loss, correct = _nll(head.x.reshape(-1, width), kernel, bias, wanted.reshape(-1))
   return loss.reshape(wanted.shape), correct.reshape(wanted.shape)
 
 
@@ -57,69 +57,78 @@ def _pieces(entries: int, block: int) -> int:
 
 
 def _split(x: jax.Array, shards: int, pieces: int) -> jax.Array:
-  """[..., E] -> [J, ..., S, e]; a shard stays on its device."""
+  """[..., E] -> [..., S, J, e], without moving anything; a shard stays on its device."""
   x = x.reshape(*x.shape[:-1], shards, pieces, -1)
-  x = jnp.moveaxis(x, -2, 0)
-  return sharding.constrain(x, *[None] * (x.ndim - 2), "act_vocab", None)
+  return sharding.constrain(x, *[None] * (x.ndim - 3), "act_vocab", None, None)
 
 
-def _logits(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """x [n, D], one block [D, S, e] and its bias [S, e] -> float32 [n, S, e]."""
-  return jnp.einsum("nd,dse->nse", x, kernel, preferred_element_type=jnp.float32) + bias
+def _block(x: jax.Array, number: jax.Array) -> jax.Array:
+  """Block `number`: [..., S, J, e] -> [..., S, e]."""
+  return jax.lax.dynamic_index_in_dim(x, number, x.ndim - 2, keepdims=False)
 
 
-def _ids(number: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Which classes block `number` of [J, D, S, e] holds: int32 [S, e]."""
-  pieces, _, shards, size = kernel.shape
+def _logits(x: jax.Array, kernel: jax.Array, bias: jax.Array, number: jax.Array) -> jax.Array:
+  """x [n, D] -> float32 [n, S, e] of one block."""
+  product = jnp.einsum("nd,dse->nse", x, _block(kernel, number), preferred_element_type=jnp.float32)
+  return product + _block(bias, number)
+
+
+def _ids(kernel: jax.Array, number: jax.Array) -> jax.Array:
+  """Which classes block `number` of [D, S, J, e] holds: int32 [S, e]."""
+  _, shards, pieces, size = kernel.shape
   return (jnp.arange(shards)[:, None] * pieces + number) * size + jnp.arange(size)
 
 
 @jax.custom_vjp
 def _nll(x, kernel, bias, wanted):
-  """x [n, D], kernel [J, D, S, e], bias [J, S, e], wanted [n] -> float32 [n], bool [n]."""
+  """x [n, D], kernel [D, S, J, e], bias [S, J, e], wanted [n] -> float32 [n], bool [n]."""
   return _forward(x, kernel, bias, wanted)[0]
 
 
 def _forward(x, kernel, bias, wanted):
-  start = jnp.full(wanted.shape, -jnp.inf)
+  beyond = math.prod(kernel.shape[1:])
 
-  def turn(carry: Any, block: Any):
+  def turn(number: jax.Array, carry: Any) -> Any:
     top, total, chosen, best = carry
-    number, weights, offset = block
-    logits, ids = _logits(x, weights, offset), _ids(number, kernel)
+    logits, ids = _logits(x, kernel, bias, number), _ids(kernel, number)
     high = logits.max((1, 2))
     new = jnp.maximum(top, high)
     total = total * jnp.exp(top - new) + jnp.exp(logits - new[:, None, None]).sum((1, 2))
     chosen += jnp.sum(jnp.where(ids == wanted[:, None, None], logits, 0), (1, 2))
-    first = jnp.min(jnp.where(logits == high[:, None, None], ids, kernel.size), (1, 2))
-    # Blocks are not in the order of their classes where these are sharded.
+    first = jnp.min(jnp.where(logits == high[:, None, None], ids, beyond), (1, 2))
+    # Where classes are sharded, a block before may hold later ones.
     best = jnp.where((high > top) | ((high == top) & (first < best)), first, best)
-    return (new, total, chosen, best), None
+    return new, total, chosen, best
 
-  zeros = jnp.zeros(wanted.shape)
-  carry = (start, zeros, zeros, jnp.full(wanted.shape, kernel.size, jnp.int32))
-  blocks = (jnp.arange(len(kernel)), kernel, bias)
-  (top, total, chosen, best), _ = jax.lax.scan(turn, carry, blocks)
+  nothing = jnp.zeros(wanted.shape)
+  carry = (nothing - jnp.inf, nothing, nothing, jnp.full(wanted.shape, beyond, jnp.int32))
+  top, total, chosen, best = jax.lax.fori_loop(0, kernel.shape[2], turn, carry)
   norm = top + jnp.log(total)
   return (norm - chosen, best == wanted), (x, kernel, bias, wanted, norm)
 
 
 def _backward(kept, grads):
   x, kernel, bias, wanted, norm = kept
-  grad = grads[0][:, None, None]
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-  def turn(grad_x, block):
-    number, weights, offset = block
-    hit = _ids(number, kernel) == wanted[:, None, None]
-    slope = grad * (jnp.exp(_logits(x, weights, offset) - norm[:, None, None]) - hit)
-    slope, grad_bias = slope.astype(x.dtype), slope.sum(0)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    grad_x += product("nse,dse->nd", slope, weights)
-    return grad_x, (product("nd,nse->dse", x, slope).astype(kernel.dtype), grad_bias)
+  def turn(number: jax.Array, carry: Any) -> Any:
+    grad_x, grad_kernel, grad_bias = carry
+    likely = jnp.exp(_logits(x, kernel, bias, number) - norm[:, None, None])
+    hit = _ids(kernel, number) == wanted[:, None, None]
+    slope = grads[0][:, None, None] * (likely - hit)
+    grad_bias = _put(grad_bias, slope.sum(0), number)
+    slope = slope.astype(x.dtype)
+    grad_x += product("nse,dse->nd", slope, _block(kernel, number))
+    return grad_x, _put(grad_kernel, product("nd,nse->dse", x, slope), number), grad_bias
 
-  blocks = (jnp.arange(len(kernel)), kernel, bias)
-  grad_x, (grad_kernel, grad_bias) = jax.lax.scan(turn, jnp.zeros(x.shape), blocks)
+  carry = (jnp.zeros(x.shape), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+  grad_x, grad_kernel, grad_bias = jax.lax.fori_loop(0, kernel.shape[2], turn, carry)
   return grad_x.astype(x.dtype), grad_kernel, grad_bias, None
+
+
+def _put(x: jax.Array, block: jax.Array, number: jax.Array) -> jax.Array:
+  """Inverse of _block, in place."""
+  return jax.lax.dynamic_update_index_in_dim(x, block.astype(x.dtype), number, x.ndim - 2)
 
 
 _nll.defvjp(_forward, _backward)
