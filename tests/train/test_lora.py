@@ -22,9 +22,14 @@ def lm_stage(base="", targets=TARGETS, **model):
   return LmStage(c, model), experiments.lm_batch(model, c.data.row)
 
 
+def start(stage):
+  """State and frozen variables; under jit, as qwix follows a reshaped kernel only there."""
+  return jax.jit(lambda key: nn.unbox(stage.init(key)))(jax.random.key(0))
+
+
 def trained(stage, batch, steps=2):
   """State after some steps, and what was frozen before and after."""
-  state, frozen = nn.unbox(stage.init(jax.random.key(0)))
+  state, frozen = start(stage)
   ready = stage.compressed(frozen)
   step = jax.jit(stage.step)
   losses = []
@@ -79,7 +84,7 @@ def test_a_tower_with_adapters():
   c, model = experiments.tower()
   c.lora.update(dict(rank=2, targets=("tower/vision",)))
   stage = TowerStage(c, model)
-  state, frozen = nn.unbox(stage.init(jax.random.key(0)))
+  state, frozen = start(stage)
   moved, metrics = jax.jit(stage.step)(
     state, stage.compressed(frozen), experiments.tower_batch(model), jax.random.key(1)
   )
