@@ -23,7 +23,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from vilau_jax import manifest
+from vilau_jax import lora, manifest
 from vilau_jax.config import VilaUConfig
 from vilau_jax.streaming import StoredArray, Streamed
 
@@ -73,8 +73,9 @@ def save_model(
 def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   """Reads a model directory, or a training workdir at its newest checkpoint.
 
-  Where training kept an average of the weights, the average is what is loaded. The parameters of
-  the components in `on_disk` are not read yet: they are StoredArray.
+  Where training kept an average of the weights, the average is what is loaded; adapters are merged.
+  The parameters of the components in `on_disk` are not read yet: they are StoredArray, unless
+  there are adapters to merge.
 
   Raises:
     FileNotFoundError: if there is no model at `path`.
@@ -85,9 +86,14 @@ def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
   tokenizers = [str(file) if file.exists() else None for file in found.values()]
   index = _index(path)
-  later = {k: entry for k, entry in index.items() if k[0] == "params" and k[1] in on_disk}
+  adapters = stored.get("experiment", {}).get("lora", {})
+  if adapters and not adapters["rank"]:
+    adapters = {}
+  later = {k: e for k, e in index.items() if k[0] == "params" and k[1] in on_disk and not adapters}
   read = _read({k: entry for k, entry in index.items() if k not in later})
   variables = traverse_util.unflatten_dict(read | _open(later))
+  if adapters:
+    variables["params"] = lora.merged(variables["params"], adapters)
   config = VilaUConfig.from_dict(stored["model"])
   return LoadedModel(config, variables, *tokenizers, str(path))
 
@@ -103,7 +109,7 @@ def load_variables(path: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: listing what `path` lacks or holds in another shape.
   """
   want = traverse_util.flatten_dict(dict(abstract))
-  index = _index(epath.Path(path))
+  index = _plain_index(path)
   wrong = []
   for key, leaf in want.items():
     if key not in index:
@@ -224,7 +230,7 @@ def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
 
 def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
   """The variables of a model directory or workdir, without reading them."""
-  return _open(_index(epath.Path(path)))
+  return _open(_plain_index(path))
 
 
 def _open(index: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], StoredArray]:
@@ -293,6 +299,15 @@ class _StreamedHandler(ocp.type_handlers.NumpyHandler):
         (store if index is None else store[index]).write(part).result()
       except ValueError as error:  # tensorstore's for a full disk, no permission, ...
         raise OSError(str(error)[-300:]) from error
+
+
+def _plain_index(path: _Path) -> dict[tuple[str, ...], Any]:
+  """As _index; refuses adapters, which a reader of single arrays would leave out."""
+  index = _index(epath.Path(path))
+  if any(lora.is_adapter(key) for key in index):
+    raise ValueError(f"{path} is a run with adapters; first make a model of it: "
+                     f"vilau convert merge --model={path} --output=DIR")  # fmt: skip
+  return index
 
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:

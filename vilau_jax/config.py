@@ -192,6 +192,7 @@ class LlamaConfig:
   max_positions: int = 4096
   eps: float = 1e-5
   tied: bool = False
+  attention: str = "auto"
 
   @property
   def head_dim(self) -> int:
@@ -244,7 +245,9 @@ class VilaUConfig:
     code_scale: extension. Factor on the sum of code vectors where it enters projector and depth
       transformer.
     dtype: compute dtype; parameters are float32 in training.
-    remat: "none" or the name of a jax.checkpoint_policies member.
+    remat: what a layer keeps for the backward pass: "none" keeps all, "nothing_saveable" only its
+      input, "save_attention" also the attention's output; or another member of
+      jax.checkpoint_policies.
   """
 
   name: str = "custom"

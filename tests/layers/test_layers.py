@@ -112,5 +112,5 @@ def test_scanned_and_unrolled_stacks_agree(remat, unroll):
 
 
 def test_unknown_remat_policy():
-  with pytest.raises(ValueError, match="remat must be 'none' or a member"):
+  with pytest.raises(ValueError, match="remat must be 'none', one of"):
     _Stack("everything").init(jax.random.key(0), jnp.ones((1, 2, 4)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from golden_tower import arrays, assert_close
 
+from vilau_jax import sharding
 from vilau_jax.train import losses
 
 
@@ -33,6 +34,43 @@ def test_sigmoid_contrastive_is_the_double_sum(ids):
   ids = None if ids is None else jnp.asarray(ids)
   got = losses.sigmoid_contrastive(jnp.float32(image), jnp.float32(text), scale, bias, ids)
   assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+  "shape", [dict(data=1), dict(data=2), dict(data=2, fsdp=2), dict(data=8), dict(fsdp=4, tensor=2)]
+)
+@pytest.mark.parametrize("equal", [False, True])
+def test_chunked_contrastive_is_the_dense_one(shape, equal):
+  draw = np.random.default_rng(0)
+  image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in
+                 jnp.float32(draw.normal(size=(2, 16, 5))))  # fmt: skip
+  given = image, text, jnp.float32([2.1]), jnp.float32([-3.0])
+  ids = jnp.asarray(draw.integers(0, 6, 16)) if equal else None
+
+  def values(loss):
+    return jax.jit(jax.value_and_grad(lambda *a: loss(*a, ids), (0, 1, 2, 3)))(*given)
+
+  want = values(losses.sigmoid_contrastive)
+  mesh = sharding.make_mesh(
+    **dict(data=1) | shape, devices=jax.devices()[: np.prod([*shape.values()])]
+  )
+  with jax.set_mesh(mesh):
+    got = values(losses.sigmoid_contrastive_chunked)
+  jax.tree.map(assert_close, got, want)
+
+
+def test_a_fraction_of_the_slots_is_right_on_average():
+  mask = jnp.asarray([[1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]], bool)
+  values = jnp.arange(18.0).reshape(3, 6)
+
+  def total(key):
+    drawn, share = losses.some_of(mask, 0.5, key)
+    return jnp.sum(values * drawn * share[:, None], 1), jnp.sum(drawn, 1), (drawn & ~mask).any()
+
+  sums, counts, stray = jax.vmap(total)(jax.random.split(jax.random.key(0), 4000))
+  assert not stray.any()
+  np.testing.assert_array_equal(counts, np.broadcast_to([3, 0, 1], counts.shape))
+  np.testing.assert_allclose(sums.mean(0), (values * mask).sum(1), rtol=0.03)
 
 
 def test_pixel_and_psnr():
@@ -69,7 +107,7 @@ def test_text_cross_entropy_in_any_chunks(chunk):
     )
 
   def chunked(hidden, head):
-    sums = losses.text_cross_entropy(lambda h: h @ head, hidden, target, chunk)
+    sums = losses.text_cross_entropy(lambda h, w: losses.nll(h @ head, w), hidden, target, chunk)
     return sums["nll"], sums["correct"]
 
   want = jax.value_and_grad(whole, (0, 1), has_aux=True)(hidden, head)
@@ -94,7 +132,7 @@ def test_code_cross_entropy_reads_the_position_before(chunk, capacity):
 
   def total(hidden):
     return losses.code_cross_entropy(
-      lambda h, c, i: jnp.einsum("bkd,dre->bkre", h, head),
+      lambda h, c, i: losses.nll(jnp.einsum("bkd,dre->bkre", h, head), c),
       hidden, jnp.asarray(codes), jnp.asarray(place), jnp.asarray(target),
       capacity=capacity, chunk=chunk,
     )  # fmt: skip
@@ -112,7 +150,9 @@ def test_no_logits_of_the_whole_row_exist():
   target = jax.ShapeDtypeStruct((2, 512), jnp.int32)
 
   def loss(hidden, head, target):
-    return losses.text_cross_entropy(lambda h: h @ head, hidden, target, 32)["nll"]
+    return losses.text_cross_entropy(lambda h, w: losses.nll(h @ head, w), hidden, target, 32)[
+      "nll"
+    ]
 
   compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, target).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * 512 * 4096 * 4 / 2

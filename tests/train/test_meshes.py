@@ -63,6 +63,7 @@ def tower_stage():
 def lm_stage():
   c, model = experiments.lm(remat="nothing_saveable", visual_positions="next_cell")
   c.optim.update(dict(eps=EPS, ema=0.9))
+  c.loss.head_block = 8
   return LmStage(c, model), experiments.lm_batch(model, c.data.row)
 
 

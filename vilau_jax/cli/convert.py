@@ -15,6 +15,9 @@ vilau convert export FORMAT --model=DIR --output=PATH [--shard_gb=5]
     format has no place for is refused.
 vilau convert verify --model=DIR --source=PATH
     reads both again and compares every bit.
+vilau convert merge --model=DIR --output=DIR
+    workdir of a run with adapters (config.lora) -> model directory in which they are added to the
+    weights beside them; export takes that.
 
 Both directions hold one tensor at a time in memory. An interrupted run leaves nothing behind.
 """
@@ -42,14 +45,14 @@ _SHARD = flags.DEFINE_float(
   "shard_gb", 5.0, "export: size of a safetensors file at most, in 10^9 bytes", lower_bound=1e-6
 )
 _NEEDS = {"import": ("source", "output"), "export": ("model", "output"),
-          "verify": ("model", "source")}  # fmt: skip
+          "verify": ("model", "source"), "merge": ("model", "output")}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
   action = argv[0] if argv else ""
-  if action not in _NEEDS or len(argv) != (1 if action == "verify" else 2):
-    raise ValueError(f"expected import FORMAT, export FORMAT or verify, got {' '.join(argv)!r}; "
-                     "see vilau convert --help")  # fmt: skip
+  if action not in _NEEDS or len(argv) != (1 if action in ("verify", "merge") else 2):
+    raise ValueError("expected import FORMAT, export FORMAT, verify or merge, got "
+                     f"{' '.join(argv)!r}; see vilau convert --help")  # fmt: skip
   given = dict(source=_SOURCE.value, model=_MODEL.value, output=_OUTPUT.value)
   for name in _NEEDS[action]:
     if not given[name]:
@@ -57,6 +60,8 @@ def main(argv: list[str]) -> int:
   from vilau_jax import convert  # flags first: jax takes seconds
   from vilau_jax.cli.progress import Bar
 
+  if action == "merge":
+    return _merge(given["model"], given["output"])
   if action != "verify" and argv[1] not in convert.FORMATS:
     near = difflib.get_close_matches(argv[1], convert.FORMATS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -76,4 +81,17 @@ def main(argv: list[str]) -> int:
       report = convert.verify(given["model"], given["source"], progress=bar.update)
   print(report.table())
   print(f"{report.action} {report.source} -> {report.output} in {report.seconds:.1f} s")
+  return 0
+
+
+def _merge(model: str, output: str) -> int:
+  from vilau_jax import checkpoint
+
+  if not checkpoint.read_config(model).get("experiment", {}).get("lora", {}).get("rank"):
+    raise ValueError(f"{model} is no run with adapters: there is nothing to merge")
+  loaded = checkpoint.load_model(model)  # which merges
+  checkpoint.save_model(
+    output, loaded.config, loaded.variables, loaded.tokenizer_path, loaded.tower_tokenizer_path
+  )
+  print(f"merged {model} -> {output}")
   return 0

@@ -7,7 +7,9 @@ l and m are the queries and keys of one block.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+OUTPUT = "attention"  # what the backward pass reads besides its inputs, for remat policies
 _MASKED = -1e30
 _MOST_BLOCKS, _SMALLEST_BLOCK = 8, 64
 
@@ -71,7 +73,8 @@ def _forward(q, k, v, mask):
   weights = jnp.exp(scores - top)
   total = weights.sum(-1, keepdims=True)
   y = (_product("bkqm,bkmc->bkqc", weights.astype(v.dtype), v) / total).astype(q.dtype)
-  return y, (q, k, v, mask, y, top + jnp.log(total))
+  y, norm = checkpoint_name(y, OUTPUT), checkpoint_name(top + jnp.log(total), OUTPUT)
+  return y, (q, k, v, mask, y, norm)
 
 
 def _backward(kept, grad):

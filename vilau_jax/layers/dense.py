@@ -1,5 +1,7 @@
 """Dense and embedding layers whose parameters carry logical axis names."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,27 @@ class Dense(nn.Module):
         return held
     init = sharding.boxed(self.init, *self.axes)
     return self.param("kernel", init, (width, self.features))
+
+
+class Head(NamedTuple):
+  """The last projection of a classifier, taken apart.
+
+  Attributes:
+    x: inputs [..., D], in the compute dtype.
+    kernel: [D, E].
+    bias: [E], or None.
+    size: classes; what the kernel has beyond them is padding.
+  """
+
+  x: jax.Array
+  kernel: jax.Array
+  bias: jax.Array | None
+  size: int
+
+  def logits(self) -> jax.Array:
+    """float32 [..., size]."""
+    logits = jnp.matmul(self.x, self.kernel, preferred_element_type=jnp.float32)
+    return (logits if self.bias is None else logits + self.bias)[..., : self.size]
 
 
 class HeadsIn(nn.Module):

@@ -69,26 +69,32 @@ def product(
     result: dtype of the result, which the sums keep; `dtype` if None.
   """
   features, result = w.shape[contracted:], result or dtype
-  scale = None
+  inner, leading = math.prod(w.shape[:contracted]), x.shape[:-contracted]
+  x = x.astype(dtype)
+  plain = not isinstance(w, Transposed) and not hasattr(w, "qvalue")
+  if plain and not 1 < math.prod(leading) <= FEW:
+    # With the weight's own axes: that is what adapters attach to (lora.py). Theirs are float32.
+    axes = tuple(range(len(leading), x.ndim)), tuple(range(contracted))
+    w = w.astype(dtype) if isinstance(w, jax.Array) else w  # else quantised, by an adapter
+    y = jax.lax.dot_general(x, w, (axes, ((), ())), preferred_element_type=result)
+    return y.astype(result)
+  rows, scale = x.reshape(-1, inner), None
+  if isinstance(w, Transposed):
+    return _matmul_transposed(rows, w.value.astype(dtype), result).reshape(*leading, *features)
   if hasattr(w, "qvalue"):  # quantised
     scale, w = w.scale.reshape(-1), w.qvalue
-  inner = math.prod(w.shape[:contracted])
-  rows = x.astype(dtype).reshape(-1, inner)
-  if isinstance(w, Transposed):
-    y = _matmul_transposed(rows, w.value.astype(dtype), result)
-    return y.reshape(*x.shape[:-1], *features)
   w = w.astype(dtype).reshape(inner, -1)
   if scale is None:
     y = _matmul(rows, w, result)
   else:
     y = (_matmul(rows, w, jnp.float32) * scale).astype(result)
-  return y.reshape(*x.shape[:-contracted], *features)
+  return y.reshape(*leading, *features)
 
 
 def _matmul(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:
   """[N, I] times [I, O]."""
   plain = functools.partial(jnp.matmul, preferred_element_type=result)
-  if not 1 < x.shape[0] <= FEW:
+  if not 1 < x.shape[0] <= FEW:  # of a quantised weight
     return plain(x, w)
   by_row = lambda x, w: jnp.stack([plain(row, w) for row in x])  # noqa: E731
   return jax.lax.platform_dependent(x, w, cpu=by_row, default=plain)

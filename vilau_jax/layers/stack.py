@@ -7,7 +7,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from vilau_jax.layers.causal import OUTPUT
+
 LAYERS = "layers"
+
+# Policies of ours, beside the members of jax.checkpoint_policies.
+POLICIES = {
+  # One array of the width a layer more than "nothing_saveable": attention is not computed again.
+  "save_attention": jax.checkpoint_policies.save_only_these_names(OUTPUT),
+}
 
 
 def checkpointed(remat: str, *, prevent_cse: bool = False) -> Callable:
@@ -17,9 +25,12 @@ def checkpointed(remat: str, *, prevent_cse: bool = False) -> Callable:
   """
   if remat == "none":
     return lambda block: block
-  policy = getattr(jax.checkpoint_policies, remat, None)
+  policy = POLICIES.get(remat) or getattr(jax.checkpoint_policies, remat, None)
   if policy is None:
-    raise ValueError(f"remat must be 'none' or a member of jax.checkpoint_policies, got {remat!r}")
+    raise ValueError(
+      f"remat must be 'none', one of {sorted(POLICIES)} or a member of jax.checkpoint_policies, "
+      f"got {remat!r}"
+    )
   return lambda block: nn.remat(block, prevent_cse=prevent_cse, policy=policy)
 
 

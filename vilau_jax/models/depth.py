@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import DepthConfig, QuantizerConfig
 from vilau_jax.layers.attention import Cache, MultiHeadAttention
-from vilau_jax.layers.dense import Dense
+from vilau_jax.layers.dense import Dense, Head
 from vilau_jax.layers.mlp import Mlp, gelu_exact
 from vilau_jax.layers.norm import LayerNorm
 from vilau_jax.layers.stack import scan_blocks, unroll_blocks
@@ -135,6 +135,12 @@ class DepthTransformer(nn.Module):
   def logits(self, features: jax.Array) -> jax.Array:
     """Logits of the code: features [..., W] -> float32 [..., E]."""
     return self.classifier(self.classifier_norm(features)).astype(jnp.float32)
+
+  def head(self, features: jax.Array) -> Head:
+    """The parts of `logits`: features [..., W] -> inputs [..., W], kernel [W, E], bias [E]."""
+    kernel, bias = (self.classifier.variables["params"][n] for n in ("kernel", "bias"))
+    x = self.classifier_norm(features).astype(self.dtype)
+    return Head(x, kernel.astype(self.dtype), bias.astype(self.dtype), self.codes.entries)
 
   @nn.compact
   def _run(self, x, mask, *, dropout=0.0, caches=None, index=None):

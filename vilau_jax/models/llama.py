@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 from vilau_jax.config import LlamaConfig
 from vilau_jax.layers.attention import Cache, attend_cache, write_cache
-from vilau_jax.layers.causal import causal_attend
-from vilau_jax.layers.dense import HeadsIn, HeadsOut
-from vilau_jax.layers.flash import attend_segments
+from vilau_jax.layers.dense import Head, HeadsIn, HeadsOut
+from vilau_jax.layers.flash import attend_causally
 from vilau_jax.layers.mlp import GatedMlp
 from vilau_jax.layers.norm import RmsNorm
 from vilau_jax.layers.product import product
@@ -38,11 +37,13 @@ class LlamaAttention(nn.Module):
     mask: jax.Array,
     cache: Cache | None = None,
     index: jax.Array | int | None = None,
+    segment_ids: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """x [B, L, D], cos and sin [B, L, C/2], mask bool [B, L, M] -> [B, L, D] and the new cache.
 
     With a cache (keys after rotation and values, [B, K, M, C] each), x's L positions are written at
-    `index` and x attends to the whole cache under the mask; without one M = L.
+    `index` and x attends to the whole cache under the mask; without one M = L, and segment_ids
+    int32 [B, L] may say what the mask says.
     """
     c = self.config
     project = dict(head_dim=c.head_dim, bias=False, dtype=self.dtype, init=NORMAL)
@@ -53,8 +54,7 @@ class LlamaAttention(nn.Module):
     k = sharding.constrain(rotate(k, cos, sin), "batch", "length", "act_heads", None)
     v = sharding.constrain(v, "batch", "length", "act_heads", None)
     if cache is None:
-      attend = attend_segments if mask.ndim == 2 else causal_attend
-      y = attend(q, k, v, mask)
+      y = attend_causally(q, k, v, mask, segment_ids, c.attention)
     else:
       cache = write_cache(cache, k, v, index)
       y = attend_cache(q, cache, mask)
@@ -77,12 +77,13 @@ class LlamaBlock(nn.Module):
     mask: jax.Array,
     cache: Cache | None = None,
     index: jax.Array | int | None = None,
+    segment_ids: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """[B, L, D] -> [B, L, D] and the new cache; arguments as in LlamaAttention."""
     c = self.config
     y = RmsNorm(c.eps, name="input_layernorm")(x)
     attention = LlamaAttention(c, dtype=self.dtype, name="self_attn")
-    y, cache = attention(y, cos, sin, mask, cache, index)
+    y, cache = attention(y, cos, sin, mask, cache, index, segment_ids)
     x = sharding.constrain(x + y, "batch", "length", "act_embed")
     y = RmsNorm(c.eps, name="post_attention_layernorm")(x)
     y = GatedMlp(c.hidden, dtype=self.dtype, init=NORMAL, name="mlp")(y)
@@ -125,19 +126,26 @@ class Llama(nn.Module):
     x = jnp.take(table, tokens, axis=0, mode="fill")
     return sharding.constrain(x, "batch", "length", "act_embed")
 
-  def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    segment_ids: jax.Array | None = None,
+  ) -> jax.Array:
     """Final hidden states of whole sequences.
 
     Args:
       x: input embeddings [B, L, D].
       positions: int32 [B, L].
-      mask: bool [B, L, L], True = may attend; or segments int32 [B, L] for the fused kernel, see
-        layers/flash.py.
+      mask: bool [B, L, L], True = may attend.
+      segment_ids: int32 [B, L] where causality within segments is all that the mask says; kernels
+        read them instead.
 
     Returns:
       [B, L, D], after the final norm.
     """
-    return self.norm(self._run(x, positions, mask)[0])
+    return self.norm(self._run(x, positions, mask, segment_ids=segment_ids)[0])
 
   def decode(
     self,
@@ -164,6 +172,11 @@ class Llama(nn.Module):
     hidden, caches = self._run(x, positions, mask, caches, index)
     return self.norm(hidden), caches
 
+  def head(self, hidden: jax.Array) -> Head:
+    """The parts of `logits`: [..., D] -> inputs [..., D] and kernel [D, padded V]."""
+    kernel = self.embed_tokens.T if self.config.tied else self.lm_head
+    return Head(hidden.astype(self.dtype), kernel.astype(self.dtype), None, self.config.vocab_size)
+
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Next-token logits of the logical vocabulary: [..., D] -> float32 [..., V]."""
     kernel = self.embed_tokens.T if self.config.tied else self.lm_head
@@ -171,12 +184,13 @@ class Llama(nn.Module):
     return logits[..., : self.config.vocab_size]
 
   @nn.compact
-  def _run(self, x, positions, mask, caches=None, index=None):
+  def _run(self, x, positions, mask, caches=None, index=None, segment_ids=None):
     c = self.config
     fields = dict(config=c, dtype=self.dtype)
     x = sharding.constrain(x.astype(self.dtype), "batch", "length", "act_embed")
     args = (*rotary(positions, c.head_dim, c.rope_theta, c.rope_scaling), mask)
     if caches is None:
+      args = (*args, None, None, segment_ids)
       return scan_blocks(LlamaBlock, fields, c.depth, x, *args, remat=self.remat), None
     return unroll_blocks(LlamaBlock, fields, x, *args, caches=caches, index=index)
 

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
-from vilau_jax.layers import flash
 from vilau_jax.layers.attention import causal_mask
-from vilau_jax.layers.dense import Dense
+from vilau_jax.layers.dense import Dense, Head
 from vilau_jax.layers.mlp import gelu_exact
 from vilau_jax.layers.stack import unstack
 from vilau_jax.models import quantizer
@@ -171,9 +170,8 @@ class VilaU(nn.Module):
       [B, L, D]; meaningless on padding.
     """
     x = self.inputs(tokens, codes, visual_position, codebook)
-    fused = branches is None and flash.fits(x.shape[1], self.config.llm.head_dim)
-    mask = segment_ids if fused else causal_mask(segment_ids, branches)
-    return self.llm(x, positions, mask)
+    mask = causal_mask(segment_ids, branches)
+    return self.llm(x, positions, mask, segment_ids if branches is None else None)
 
   def text_logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]: the token that follows each position."""
@@ -201,6 +199,14 @@ class VilaU(nn.Module):
     """[..., R, W] -> float32 [..., R, E]."""
     return self.depth.logits(features)
 
+  def text_head(self, hidden: jax.Array) -> Head:
+    """The parts of `text_logits`, for a loss that never builds them whole."""
+    return self.llm.head(hidden)
+
+  def code_head(self, features: jax.Array) -> Head:
+    """The parts of `code_logits`."""
+    return self.depth.head(features)
+
   def __call__(
     self, batch: dict[str, jax.Array], codebook: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
@@ -217,7 +223,8 @@ class VilaU(nn.Module):
 
   def touch(self, codes: jax.Array | None, codebook: jax.Array | None) -> None:
     """Uses every submodule once, whichever exist, so that `init` creates their parameters."""
-    c, row = self.config, jnp.zeros((1, 2), jnp.int32)
+    # More rows than `product` takes one by one: adapters attach to the plain product.
+    c, row = self.config, jnp.zeros((4, 2), jnp.int32)
     if c.llm is None:
       return
     hidden = self.hidden(row, None, None, row, row, None)[:, :1]
@@ -244,18 +251,19 @@ def previous(hidden: jax.Array, visual_position: jax.Array) -> jax.Array:
   return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
 
-def init(config: VilaUConfig, key: jax.Array) -> dict[str, Any]:
+def init(config: VilaUConfig, key: jax.Array, net: VilaU | None = None) -> dict[str, Any]:
   """Boxed parameters {"llm", "projector", "depth", ["visual_positions"]}, as far as they exist.
 
   Call it under jit (with shardings) or eval_shape; a large model is never built on one device.
+  `net`: VilaU(config), or one with adapters; see lora.py.
   """
   codebook, codes = None, None
   if config.tower is not None:
     codes = config.tower.quantizer
     tables = 1 if codes.shared else codes.depth
     codebook = jnp.zeros((tables, codes.entries, quantizer.code_width(codes)))
-    codes = jnp.zeros((1, 1, codes.depth), jnp.int32)
-  return VilaU(config).init(key, codes, codebook, method="touch").get("params", {})
+    codes = jnp.zeros((4, 1, codes.depth), jnp.int32)
+  return (net or VilaU(config)).init(key, codes, codebook, method="touch").get("params", {})
 
 
 def abstract_variables(config: VilaUConfig) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def _shared() -> ConfigDict:
   )
   # Component ("whole", "tower", "siglip", "decoder", "llm", ...) -> directory of a model.
   c.init_from = dict()
+  # Adapters instead of weights: rank 0 = off; targets: path prefixes of the parts that get them
+  # ("llm", "projector", "depth", "tower/vision", ..); base: type of the frozen projections in
+  # memory, "" (theirs), "int8", "int4" or "nf4".
+  c.lora = dict(rank=0, alpha=16.0, targets=("llm",), base="")
   c.runs = ""  # directory of sibling runs, for configs that build on each other
   # code_scale "auto": 1 / standard deviation of the tower's code sums, measured at the start.
   c.code_scale = "preset"
@@ -76,6 +80,7 @@ def tower() -> ConfigDict:
     gan_weight_high=1e4,
     temperature=10.0,  # where training starts from random weights
     bias=-10.0,
+    contrastive_chunked=False,  # texts travel around the devices; for batches of many thousands
     equal_captions=False,  # extension: equal captions of a batch are positives
     quantizer_start=0,  # extension: steps without quantiser, while the codebook already follows
   )
@@ -108,8 +113,10 @@ def lm() -> ConfigDict:
     text=1.0,
     image=1.0,
     code_depth_weights=(),  # extension: one weight a depth; () = ones
-    text_chunk=1024,  # positions of a row whose logits exist at once
-    code_chunk=256,  # visual slots of a row whose logits exist at once
+    text_chunk=1024,  # text positions of a row whose logits exist at once
+    code_chunk=256,  # visual slots of a row that the depth transformer reads at once
+    head_block=2048,  # vocabulary or codebook entries whose logits exist at once
+    visual_fraction=1.0,  # extension: share of the supervised visual slots drawn at every step
   )
   c.data = dict(
     root="",

@@ -346,8 +346,8 @@ def _differing(loaded: VilaUConfig, preset: VilaUConfig) -> list[str]:
   return lines
 
 
-_NO_SIZES = ("llm.vocab_multiple", "llm.rope_scaling", "llm.max_positions", "depth.dropout",
-             "depth.unroll")  # fmt: skip
+_NO_SIZES = ("llm.attention", "llm.vocab_multiple", "llm.rope_scaling", "llm.max_positions",
+             "depth.dropout", "depth.unroll")  # fmt: skip
 
 
 def _measured_scale(experiment: Experiment) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from vilau_jax import checkpoint
+from vilau_jax import checkpoint, lora
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data.tokenizer import ADDED
 
@@ -76,6 +76,7 @@ def load(
     raise ValueError(f"init_from: unknown component {component!r}; known: {sorted(COMPONENTS)}")
   prefixes = [tuple(p.split("/")) for p in COMPONENTS[component]]
   part = {k: v for k, v in wanted.items() if any(k[: len(p)] == p for p in prefixes)}
+  part = {k: v for k, v in part.items() if not lora.is_adapter(k)}  # those always start fresh
   if not part:
     raise ValueError(f"init_from.{component}: stage {stage!r} has no such part")
   stored = VilaUConfig.from_dict(checkpoint.read_config(directory)["model"])

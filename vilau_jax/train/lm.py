@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vilau_jax import sharding
+from vilau_jax import lora, sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models import quantizer, vilau
-from vilau_jax.train import losses, optim
+from vilau_jax.train import heads, losses, optim
 from vilau_jax.train.optim import State, Tree
+
+_METHODS = ("touch", "hidden", "visual_features")  # those that run projections with adapters
+_DRAW = 2**31 - 1  # beyond the number of any chunk, whose keys are folded in the same way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +37,34 @@ class LmStage:
       raise ValueError(
         f"loss.code_depth_weights has {len(weights)} entries, the tower {depth} depths"
       )
+    lora.check(self.config.lora)
+    fraction = self.config.loss.visual_fraction
+    if not 0 < fraction <= 1:
+      raise ValueError(f"loss.visual_fraction must be above 0 and at most 1, got {fraction}")
     if self.config.batch_size % self.config.optim.accumulate:
       raise ValueError(
         f"optim.accumulate {self.config.optim.accumulate} does not divide batch_size "
         f"{self.config.batch_size}"
       )
 
+  def net(self, base: bool = True) -> vilau.VilaU:
+    """The model, with adapters where there are some; `base`: its frozen projections quantised."""
+    return lora.adapted(vilau.VilaU(self.model), self.config.lora, _METHODS, base=base)
+
+  def compressed(self, frozen: Tree) -> Tree:
+    """`frozen` as the step reads it: projections under adapters quantised, where lora.base is."""
+    if not self.config.lora.base:
+      return frozen
+    quantised = jax.eval_shape(lambda k: vilau.init(self.model, k, self.net()), jax.random.key(0))
+    return frozen | {"params": lora.compressed(frozen["params"], quantised)}
+
   def init(self, key: jax.Array) -> tuple[State, Tree]:
     """Boxed random state and boxed frozen variables; the codebook is a placeholder."""
-    trained, frozen = optim.split(vilau.init(self.model, key), self.config.optim.freeze)
+    params = vilau.init(self.model, key, self.net(base=False))
+    if self.config.lora.rank:
+      trained, frozen = lora.split(params, self.config.lora)
+    else:
+      trained, frozen = optim.split(params, self.config.optim.freeze)
     codebook = quantizer.init_state(key, self.model.tower.quantizer)["codebook"]
     codebook = nn.LogicallyPartitioned(codebook, quantizer.AXES["codebook"])
     collections = optim.initial_average(self.config.optim, trained)
@@ -109,7 +131,9 @@ class LmStage:
       counts: supervised text positions and visual slots of the whole batch.
       key: of the dropout in the depth transformer.
     """
-    weights, model = self.config.loss, vilau.VilaU(self.model)
+    weights, model = self.config.loss, self.net()
+    if self.config.lora.rank:
+      trained = lora.cast(trained, self.model.dtype)
     variables = {"params": optim.merge(trained, frozen["params"])}
     codebook = jax.lax.stop_gradient(frozen["quantizer"]["codebook"])
     batch = {k: sharding.constrain(v, "batch", *[None] * (v.ndim - 1)) for k, v in batch.items()}
@@ -118,24 +142,27 @@ class LmStage:
     def apply(method, *args, **kwargs):
       return model.apply(variables, *args, method=method, **kwargs)
 
-    def code_logits(hidden, codes, number):
+    def text_nll(hidden, wanted):
+      return heads.nll(apply("text_head", hidden), wanted, weights.head_block)
+
+    def code_nll(hidden, codes, number):
       rngs = {"dropout": jax.random.fold_in(key, number)}
       features = apply("visual_features", hidden, codes, codebook, False, rngs=rngs)
-      return apply("code_logits", features)
+      return heads.nll(apply("code_head", features), codes, weights.head_block)
 
     places = (batch[k] for k in ("visual_position", "segment_ids", "positions"))
     hidden = apply("hidden", batch["tokens"], codes, *places, codebook, batch.get("branches"))
-    text = losses.text_cross_entropy(
-      lambda h: apply("text_logits", h), hidden, batch["text_target"], weights.text_chunk
-    )
+    text = losses.text_cross_entropy(text_nll, hidden, batch["text_target"], weights.text_chunk)
     visual = losses.code_cross_entropy(
-      code_logits,
+      code_nll,
       hidden,
       codes,
       batch["visual_position"],
       batch["visual_target"],
       capacity=self.config.data.row.targets,
       chunk=weights.code_chunk,
+      fraction=weights.visual_fraction,
+      key=jax.random.fold_in(key, _DRAW),
     )
     return self._total(text, visual, counts)
 

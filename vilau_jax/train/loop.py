@@ -80,6 +80,7 @@ def _run(
   closing.callback(saved.close)
   stage = steps.make_stage(config, run.model)
   state, frozen = prepare(stage, run, saved, mesh)
+  frozen = stage.compressed(frozen)
   skips = config.guard.nonfinite_skips
   step_fn = steps.compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
   key, start = jax.random.key(config.seed), int(state.step)

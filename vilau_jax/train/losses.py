@@ -5,11 +5,14 @@ Axis letters: B batch, L sequence, K gathered positions of a row, D width, V tex
 R residual depth, E codebook entries, S image side.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from vilau_jax import sharding
 
 
 def pixel(image: jax.Array, target: jax.Array, *, mse: float = 1.0, l1: float = 0.0) -> jax.Array:
@@ -55,6 +58,43 @@ def sigmoid_contrastive(
   return -jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))) / len(image)
 
 
+def sigmoid_contrastive_chunked(
+  image: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array,
+  caption_id: jax.Array | None = None,
+) -> jax.Array:
+  """sigmoid_contrastive without the [B,B] logits: texts travel around the ring of devices that
+  share the batch, and each device adds up its own pictures' loss, B/P texts at a time."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = sharding.RULES["batch"]
+  ways = 1 if mesh.empty else math.prod(mesh.shape[a] for a in axes)
+  if ways == 1:
+    return sigmoid_contrastive(image, text, logit_scale, logit_bias, caption_id)
+  ids = jnp.arange(len(image)) if caption_id is None else caption_id
+  ring = [(i, (i + 1) % ways) for i in range(ways)]
+
+  def local(image, text, own, scale, bias):
+    @jax.checkpoint
+    def block(text, other):
+      logits = jnp.einsum("id,jd->ij", image, text, preferred_element_type=jnp.float32)
+      logits = logits * jnp.exp(scale) + bias
+      return -jnp.sum(jax.nn.log_sigmoid(jnp.where(own[:, None] == other, logits, -logits)))
+
+    def turn(carry, _):
+      (text, other), total = jax.lax.ppermute(carry[:2], axes, ring), carry[2]
+      return (text, other, total + block(text, other)), None
+
+    carry = (text, own, block(text, own))
+    total = jax.lax.scan(turn, carry, length=ways - 1)[0][2]
+    return jax.lax.psum(total, axes)
+
+  rows, ours, whole = sharding.spec("batch", None), sharding.spec("batch"), jax.P()
+  run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, ours, whole, whole), out_specs=whole)
+  return run(image, text, ids, logit_scale, logit_bias) / len(image)
+
+
 def generator(logits_fake: jax.Array) -> jax.Array:
   """Generator loss of RQ-VAE: -mean of the discriminator's logits."""
   return -jnp.mean(logits_fake)
@@ -95,13 +135,36 @@ def supervised_first(mask: jax.Array, capacity: int) -> tuple[jax.Array, jax.Arr
   return index, jnp.take_along_axis(mask, index, 1)
 
 
+def some_of(mask: jax.Array, fraction: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Draws ceil(fraction * n) of the n marked places of every row.
+
+  Args:
+    mask: bool [B,L].
+    fraction: above 0, at most 1.
+    key: of the draw.
+
+  Returns:
+    The mask of those drawn, bool [B,L], and how many marked places each of them stands for,
+    float32 [B].
+  """
+  order = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
+  rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+  count = jnp.sum(mask, axis=1)
+  drawn = jnp.ceil(fraction * count)
+  return mask & (rank < drawn[:, None]), count / jnp.maximum(drawn, 1)
+
+
 def text_cross_entropy(
-  logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, target: jax.Array, chunk: int
+  nll: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+  hidden: jax.Array,
+  target: jax.Array,
+  chunk: int,
 ) -> dict[str, jax.Array]:
   """Sums over the supervised text positions; chunks without any are not computed.
 
   Args:
-    logits: [...,D] -> float32 [...,V].
+    nll: [B,k,D], wanted int32 [B,k] -> negative log-likelihood float32 [B,k] and whether the id is
+      the likeliest, bool [B,k]; see head_nll.
     hidden: [B,L,D].
     target: int32 [B,L], the id predicted at this index, -1 = ignored.
     chunk: positions of a row whose logits exist at once.
@@ -112,8 +175,8 @@ def text_cross_entropy(
   """
 
   def sums(state, wanted, valid, _):
-    nll, correct = _nll(logits(state), wanted)
-    return {"nll": jnp.sum(nll * valid), "correct": jnp.sum(correct & valid)}
+    loss, correct = nll(state, wanted)
+    return {"nll": jnp.sum(loss * valid), "correct": jnp.sum(correct & valid)}
 
   index, valid = supervised_first(target >= 0, target.shape[1])
   state = jnp.take_along_axis(hidden, index[..., None], 1)
@@ -122,7 +185,7 @@ def text_cross_entropy(
 
 
 def code_cross_entropy(
-  logits: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  nll: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
   hidden: jax.Array,
   codes: jax.Array,
   visual_position: jax.Array,
@@ -130,35 +193,48 @@ def code_cross_entropy(
   *,
   capacity: int,
   chunk: int,
+  fraction: float = 1.0,
+  key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Sums over the supervised visual slots; the depth transformer runs on these alone.
 
   Args:
-    logits: hidden at the previous position [B,k,D], codes [B,k,R], chunk number -> [B,k,R,E].
+    nll: hidden at the previous position [B,k,D], codes [B,k,R], chunk number -> negative
+      log-likelihood float32 [B,k,R] and whether the code is the likeliest, bool [B,k,R].
     hidden: [B,L,D].
     codes: int32 [B,N,R].
     visual_position: int32 [B,N].
     target: bool [B,N], supervised.
     capacity: M, the most supervised slots a row may have.
     chunk: slots of a row whose logits exist at once.
+    fraction: of a row's supervised slots that are drawn, rounded up; each then counts for as many
+      as it stands for, so that the sums are right on average. 1 takes all.
+    key: of the draw; needed below 1.
 
   Returns:
     {"nll": [R], "correct": [R]}.
   """
 
-  def sums(state, wanted, valid, number):
-    nll, correct = _nll(logits(state, wanted, number), wanted)
-    valid = valid[..., None]
-    return {"nll": jnp.sum(nll * valid, (0, 1)), "correct": jnp.sum(correct & valid, (0, 1))}
+  capacity, share = min(capacity, target.shape[1]), jnp.ones(len(target))
+  if fraction < 1:
+    target, share = some_of(target, fraction, key)
+    capacity = math.ceil(capacity * fraction)
 
-  index, valid = supervised_first(target, min(capacity, target.shape[1]))
+  def sums(state, wanted, valid, number):
+    loss, correct = nll(state, wanted, number)
+    weight = (valid * share[:, None])[..., None]
+    return {"nll": jnp.sum(loss * weight, (0, 1)), "correct": jnp.sum(correct * weight, (0, 1))}
+
+  index, valid = supervised_first(target, capacity)
   before = jnp.maximum(jnp.take_along_axis(visual_position, index, 1) - 1, 0)
   state = jnp.take_along_axis(hidden, before[..., None], 1)
   wanted = jnp.take_along_axis(codes, index[..., None], 1)
   return _by_chunks(sums, chunk, valid, state, wanted)
 
 
-def _nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+def nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits [...,E], wanted ids [...] -> negative log-likelihood float32 [...], and whether the id
+  is the likeliest, bool [...]."""
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, wanted[..., None], -1)[..., 0]
   return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == wanted

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vilau_jax import checkpoint
+from vilau_jax import checkpoint, lora
 from vilau_jax.data import media
 from vilau_jax.train import optim
 from vilau_jax.train.experiment import Experiment
@@ -65,6 +65,8 @@ def _drawings(run: Experiment, stage: Any, mesh: jax.sharding.Mesh):
   prompts = list(run.config.log.prompts)
   if not prompts:
     raise ValueError("log.samples_every is set, but log.prompts is empty")
+  if run.config.lora.base:
+    raise ValueError("log.samples_every must be 0 with lora.base: quantised weights do not draw")
   if jax.process_count() > 1:
     raise ValueError("log.samples_every must be 0 with several processes in stage 'lm'")
 
@@ -72,6 +74,8 @@ def _drawings(run: Experiment, stage: Any, mesh: jax.sharding.Mesh):
     from vilau_jax import api  # generation is needed for samples only
 
     params = optim.merge(state.params, frozen["params"])
+    if run.config.lora.rank:
+      params = lora.merged(jax.device_get(params), run.config.lora)
     tower = checkpoint.load_frozen_tower(run.workdir)
     variables = {"params": params | tower["params"], "quantizer": tower["quantizer"]}
     names = (checkpoint.TOKENIZER, checkpoint.TOWER_TOKENIZER)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vilau_jax import sharding
+from vilau_jax import lora, sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models.discriminator import PatchDiscriminator
 from vilau_jax.models.perceptual import Lpips
@@ -17,6 +17,7 @@ from vilau_jax.models.tower import Tower, last_kernel
 from vilau_jax.train import losses, optim
 from vilau_jax.train.optim import State, Tree
 
+_METHODS = ("__call__", "decoder_out", "encode", "decode_codes")  # through which it is called
 DISCRIMINATOR_LOSSES = {"hinge": losses.hinge, "vanilla": losses.vanilla}
 
 
@@ -38,6 +39,7 @@ class TowerStage:
 
   def __post_init__(self):
     loss = self.config.loss
+    lora.check(self.config.lora)
     if self.config.optim.accumulate != 1:
       raise ValueError(
         "optim.accumulate must be 1 here: contrastive loss and codebook see the batch"
@@ -56,9 +58,23 @@ class TowerStage:
 
   @property
   def tower(self) -> Tower:
+    return self._tower()
+
+  def _tower(self, base: bool = True) -> Tower:
     loss, dtype = self.config.loss, jnp.dtype(self.model.dtype)
     scalars = math.log(loss.temperature), loss.bias
-    return Tower(self.model.tower, dtype, self.model.remat, *scalars)
+    tower = Tower(self.model.tower, dtype, self.model.remat, *scalars)
+    return lora.adapted(tower, self.config.lora, _METHODS, root="tower", base=base)
+
+  def compressed(self, frozen: Tree) -> Tree:
+    """`frozen` as the step reads it; see LmStage.compressed."""
+    if not self.config.lora.base:
+      return frozen
+    images = jnp.zeros((1, *[self.model.tower.image_size] * 2, 3))
+    quantised = jax.eval_shape(lambda k: self._tower().init({"params": k}, images)["params"],
+                               jax.random.key(0))  # fmt: skip
+    params = lora.compressed(frozen["params"], {"tower": quantised})
+    return frozen | {"params": params}
 
   @property
   def discriminator(self) -> PatchDiscriminator:
@@ -69,8 +85,12 @@ class TowerStage:
     """Boxed random state and boxed frozen parameters."""
     names = jax.random.split(key, 2)
     images = jnp.zeros((1, *[self.model.tower.image_size] * 2, 3))
-    variables = self.tower.init({"params": names[0]}, images)
-    trained, frozen = optim.split({"tower": variables["params"]}, self.config.optim.freeze)
+    variables = self._tower(base=False).init({"params": names[0]}, images)
+    params = {"tower": variables["params"]}
+    if self.config.lora.rank:
+      trained, frozen = lora.split(params, self.config.lora)
+    else:
+      trained, frozen = optim.split(params, self.config.optim.freeze)
     opt = {"tower": self._optimizer(trained).init(trained)}
     collections = {"quantizer": variables["quantizer"]}
     collections |= optim.initial_average(self.config.optim, trained)
@@ -119,6 +139,8 @@ class TowerStage:
     trained = {"tower": state.params["tower"]}
 
     def generate(trained):
+      if self.config.lora.rank:
+        trained = lora.cast(trained, self.model.dtype)
       params = optim.merge(trained, frozen["params"])["tower"]
       out, moved = self._forward(state, params, images, batch, key)
       contrastive = self._contrastive(out, batch) if loss.contrastive else jnp.zeros(())
@@ -168,7 +190,9 @@ class TowerStage:
   def _contrastive(self, out: Tree, batch: Tree) -> jax.Array:
     same = batch["caption_id"] if self.config.loss.equal_captions else None
     names = ("image_embedding", "text_embedding", "logit_scale", "logit_bias")
-    return losses.sigmoid_contrastive(*(out[n] for n in names), same)
+    chunked = self.config.loss.contrastive_chunked
+    loss = losses.sigmoid_contrastive_chunked if chunked else losses.sigmoid_contrastive
+    return loss(*(out[n] for n in names), same)
 
   def _distance(self, frozen: Tree, drawn: jax.Array, images: jax.Array) -> tuple[jax.Array, Tree]:
     """Pixel and perceptual loss, and their parts."""

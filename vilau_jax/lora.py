@@ -1,0 +1,171 @@
+"""LoRA and QLoRA through qwix: adapters beside frozen projections, and how they are merged.
+
+Every projection [in, out] of the named parts gets A [in, r] and B [r, out] as parameters
+"<name>_lora_a" and "<name>_lora_b" beside its own, stacked where layers are; its output grows by
+alpha / r * x A B. QLoRA keeps the frozen projections quantised in memory; on disk they are whole.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+A, B = "_lora_a", "_lora_b"
+BASES = ("", "int8", "int4", "nf4")  # types of the frozen projections
+_TILES = {"int4": 64, "nf4": 64}  # inputs of a projection that share a scale; else all of them
+# The head is taken apart by the loss; patches are no projection of one axis.
+_EXCLUDED = r"(?!(?:.*/)?(?:classifier|embed)$)"
+_HEADS_OUT = r"(?=(?:.*/)?(?:o_proj|out)$)"  # contracted over two axes, which have no tiles
+Tree = dict[str, Any]
+
+
+def check(lora: ConfigDict) -> None:
+  """Raises ValueError for values that cannot be."""
+  if lora.rank < 0 or (lora.rank and (lora.alpha <= 0 or not lora.targets)):
+    raise ValueError(
+      f"lora: rank {lora.rank} needs a positive alpha ({lora.alpha}) and targets ({lora.targets})"
+    )
+  if lora.base not in BASES:
+    raise ValueError(f"lora.base must be one of {BASES}, got {lora.base!r}")
+
+
+def adapted(
+  net: nn.Module, lora: ConfigDict, methods: Iterable[str], *, root: str = "", base: bool = True
+) -> nn.Module:
+  """The net with adapters; the net itself where lora.rank is 0.
+
+  Args:
+    net: a Linen module.
+    lora: rank, alpha, targets (path prefixes such as "llm", "depth/layers", "tower/vision"), base.
+    methods: those through which the net is called.
+    root: where the net's own parameters stand among those that targets name.
+    base: whether the frozen projections are quantised, as lora.base says.
+  """
+  if not lora.rank:
+    return net
+  import qwix
+
+  rules = []
+  for target in lora.targets:
+    inside = target.removeprefix(root).strip("/") if target.startswith(root) else None
+    if inside is None:
+      continue
+    path = f"{re.escape(inside)}(?:/.*)?" if inside else ".*"
+    for which, tile in ((_HEADS_OUT, None), ("", _TILES.get(lora.base))):
+      quantised = dict(weight_qtype=lora.base, tile_size=tile) if lora.base and base else {}
+      rules.append(
+        qwix.LoraRule(
+          module_path=_EXCLUDED + which + path,
+          op_names=("dot_general",),
+          rank=lora.rank,
+          alpha=float(lora.alpha),
+          **quantised,
+        )
+      )
+  return qwix.apply_lora_to_model(net, qwix.LoraProvider(rules), methods=tuple(methods))
+
+
+def is_adapter(key: tuple[str, ...]) -> bool:
+  """Whether the parameter at this path is part of an adapter."""
+  return key[-1].endswith((A, B))
+
+
+def split(params: Tree, lora: ConfigDict) -> tuple[Tree, Tree]:
+  """(adapters, all else).
+
+  Raises:
+    ValueError: for a target that got no adapter.
+  """
+  flat = traverse_util.flatten_dict(params)
+  for target in lora.targets:
+    if not any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{target}/") for k in flat):
+      raise ValueError(f"lora.targets: no projection below {target!r}")
+  parts = ({k: v for k, v in flat.items() if is_adapter(k) == want} for want in (True, False))
+  adapters, rest = (traverse_util.unflatten_dict(part) for part in parts)
+  return adapters, rest
+
+
+def cast(adapters: Tree, dtype: str) -> Tree:
+  """Adapters as the products read them; the masters stay float32."""
+  return jax.tree.map(lambda x: x.astype(dtype), adapters)
+
+
+def compressed(frozen: Tree, quantised: Tree) -> Tree:
+  """Frozen parameters as a net with quantised projections reads them.
+
+  Args:
+    frozen: arrays.
+    quantised: that net's abstract parameters, of jax.eval_shape.
+  """
+  import qwix
+
+  box = nn.LogicallyPartitioned
+  bare = jax.tree.map(
+    lambda x: x.value if isinstance(x, box) else x, quantised, is_leaf=lambda x: isinstance(x, box)
+  )
+  wanted = traverse_util.flatten_dict(bare)
+
+  def one(value, like):
+    return qwix.quantize_params({"kernel": value}, {"kernel": like})["kernel"]
+
+  def all_of(params):
+    flat = traverse_util.flatten_dict(params)
+    for key, value in flat.items():
+      like = wanted[key]
+      if "layers" in key:  # qwix knows one layer's shape
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), like)
+        flat[key] = jax.vmap(lambda v, like=like: one(v, like))(value)
+      else:
+        flat[key] = one(value, like)
+    return traverse_util.unflatten_dict(flat)
+
+  return jax.jit(all_of)(frozen)
+
+
+def merged(params: Tree, lora: Mapping[str, Any]) -> Tree:
+  """A model's parameters with the adapters added to what they stand beside.
+
+  Args:
+    params: numpy arrays, with or without adapters.
+    lora: rank, alpha and base that they were trained with.
+
+  Returns:
+    Parameters without adapters, of the same types.
+  """
+  flat = traverse_util.flatten_dict(params)
+  for key in [k for k in flat if k[-1].endswith(A)]:
+    name = (*key[:-1], key[-1].removesuffix(A))
+    a, b = (np.asarray(flat.pop((*name[:-1], name[-1] + end)), np.float32) for end in (A, B))
+    base = np.asarray(flat[name])
+    stacked = base.shape[:1] if "layers" in name else ()
+    rank = lora["rank"]
+    delta = a.reshape(*stacked, -1, rank) @ b.reshape(*stacked, rank, -1)
+    tiled = lora["base"] in _TILES and key[-2] not in ("o_proj", "out")
+    whole = _rounded(base.reshape(delta.shape), lora["base"], tiled).astype(np.float32)
+    whole += lora["alpha"] / rank * delta
+    flat[name] = whole.reshape(base.shape).astype(base.dtype)
+  return traverse_util.unflatten_dict(flat)
+
+
+def _rounded(kernel: np.ndarray, base: str, tiled: bool) -> np.ndarray:
+  """The values that a quantised projection [..., in, out] computes with."""
+  if not base:
+    return kernel
+  import qwix
+
+  axis = kernel.ndim - 2
+  return np.asarray(
+    qwix.dequantize(
+      qwix.quantize(
+        jax.numpy.asarray(kernel),
+        base,
+        channelwise_axes=[i for i in range(kernel.ndim) if i != axis],
+        tiled_axes={axis: _TILES[base]} if tiled else {},
+      )
+    )
+  )
