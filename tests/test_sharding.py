@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vilau_jax import sharding
-from vilau_jax.layers.dense import dense
+from vilau_jax.layers.dense import Dense
 
 
 def test_mesh_sizes_must_use_every_device():
@@ -30,13 +30,13 @@ def test_unknown_names_and_wrong_ranks_raise():
     sharding.constrain(jnp.ones((2, 3)), "bacth", "length")
   with pytest.raises(ValueError, match="rank 2"):
     sharding.constrain(jnp.ones((2, 3)), "batch")
-  layer = dense(4, ("embd", "mlp"), None, dtype=jnp.float32)
+  layer = Dense(4, ("embd", "mlp"))
   with pytest.raises(ValueError, match="embd"):
     layer.init(jax.random.key(0), jnp.ones((1, 2)))
 
 
 def _boxed(width, features):
-  layer = dense(features, ("embed", "mlp"), None, dtype=jnp.float32)
+  layer = Dense(features, ("embed", "mlp"))
   return jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, width)))
 
 
