@@ -19,7 +19,7 @@ class Dense(nn.Module):
   axes: tuple[str, str]
   bias: bool = True
   dtype: jnp.dtype = jnp.float32
-  init: nn.initializers.Initializer = LECUN
+  kernel_init: nn.initializers.Initializer = LECUN
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
@@ -35,7 +35,7 @@ class Dense(nn.Module):
       held = self.get_variable("params", "kernel")
       if isinstance(held, Transposed):  # flax would compare the shapes
         return held
-    init = sharding.boxed(self.init, *self.axes)
+    init = sharding.boxed(self.kernel_init, *self.axes)
     return self.param("kernel", init, (width, self.features))
 
 

@@ -25,9 +25,11 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, L, D] -> [B, L, D]."""
-    y = Dense(self.hidden, ("embed", "mlp"), name="fc1", dtype=self.dtype, init=self.init)(x)
+    y = Dense(self.hidden, ("embed", "mlp"), name="fc1", dtype=self.dtype, kernel_init=self.init)(x)
     y = sharding.constrain(self.activation(y), "batch", "length", "act_mlp")
-    return Dense(x.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype, init=self.init)(y)
+    return Dense(
+      x.shape[-1], ("mlp", "embed"), name="fc2", dtype=self.dtype, kernel_init=self.init
+    )(y)
 
 
 class GatedMlp(nn.Module):
@@ -40,7 +42,7 @@ class GatedMlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, L, D] -> [B, L, D]."""
-    project = dict(dtype=self.dtype, bias=False, init=self.init)
+    project = dict(dtype=self.dtype, bias=False, kernel_init=self.init)
     gate = Dense(self.hidden, ("embed", "mlp"), name="gate_proj", **project)(x)
     up = Dense(self.hidden, ("embed", "mlp"), name="up_proj", **project)(x)
     y = sharding.constrain(nn.silu(gate) * up, "batch", "length", "act_mlp")

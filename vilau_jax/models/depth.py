@@ -75,7 +75,7 @@ class DepthTransformer(nn.Module):
     c = self.config
     if c.width % c.heads:
       raise ValueError(f"depth.heads {c.heads} must divide depth.width {c.width}")
-    fields = dict(dtype=self.dtype, init=NORMAL)
+    fields = dict(dtype=self.dtype, kernel_init=NORMAL)
     self.in_mlp_1 = Dense(c.width, ("mlp", "embed"), **fields)
     self.in_mlp_2 = Dense(c.width, ("mlp", "embed"), **fields)
     position = sharding.boxed(NORMAL, "depth", "embed")

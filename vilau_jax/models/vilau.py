@@ -52,7 +52,7 @@ class Projector(nn.Module):
       axes = ("mlp", "embed") if i % 2 else ("embed", "mlp")
       draw = _uniform(x.shape[-1])
       x = Dense(
-        self.width, axes, dtype=self.dtype, init=draw, bias_init=draw, name=f"layers_{2 * i}"
+        self.width, axes, dtype=self.dtype, kernel_init=draw, bias_init=draw, name=f"layers_{2 * i}"
       )(x)
     return x
 
