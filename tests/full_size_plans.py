@@ -75,6 +75,7 @@ def main(words: list[str]) -> int:
     began = time.monotonic()
     config = config_of(config_name, changes)
     plan = compiling.make_plan(config, topology.parse(machine), workload)
+    (CONFIGS / "plans").mkdir(exist_ok=True)
     with open(CONFIGS / "plans" / f"{name}.txt", "w", encoding="utf-8") as file:
       changed = "".join(f" --config.{k}={v}" for k, v in changes.items())
       print(f"vilau plan --config=configs/{config_name}.py --topology={machine} "
