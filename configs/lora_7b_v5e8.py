@@ -9,6 +9,8 @@ transformer. Afterwards
   vilau convert merge --model=gs://BUCKET/lora_7b --output=merged
 writes a model without adapters, which `vilau convert export` takes.
 
+Not planned nor run at this size yet: that it fits is an estimate.
+
 Where the numbers come from: LoRA's paper has alpha twice the rank and rates about ten times those
 of full fine-tuning; the rest as in sft_7b_256.py.
 """

@@ -23,7 +23,7 @@ PROGRAMS = (
   "python",
   "lmms-eval",
   ".ci/run",
-  ".ci/face",
+  ".ci/nightly",
   "sbatch",
   "kubectl",
   "gcloud",

@@ -75,7 +75,16 @@ def _plain(leaf: Any) -> bool:
 
 
 def train(config: ConfigDict, mesh: Mesh) -> Work:
-  """One optimisation step, as train/loop.py runs it."""
+  """One optimisation step, as train/loop.py runs it.
+
+  Raises:
+    ValueError: for adapters beside a quantised base, whose memory would be counted as whole.
+  """
+  if config.lora.rank and config.lora.base:
+    raise ValueError(
+      f"config.lora.base is {config.lora.base!r}: plans do not know quantised bases yet; "
+      "--config.lora.base= plans the step with whole weights"
+    )
   model = step.planned_model(config)
   stage = step.make_stage(config, model)
   state, frozen, batch, key = step.abstract_arguments(config, model, stage, mesh)
