@@ -27,5 +27,5 @@ def get_config(arg=""):
   c.data.mixture = (dict(path="coyo_25m", weight=1.0),)
   c.data.workers = 16
   c.ckpt = dict(every=2_000, keep=2, keep_every=10_000)
-  c.log = dict(every=100, samples_every=5_000)
+  c.log.update(dict(every=100, samples_every=5_000))
   return c

@@ -36,5 +36,5 @@ def get_config(arg=""):
   c.data.independent_turns = True
   c.data.threads = 1
   c.ckpt = dict(every=4 if arg == "smoke" else 50, keep=1, keep_every=0)
-  c.log = dict(every=2 if arg == "smoke" else 10, samples_every=0, prompts=())
+  c.log.update(dict(every=2 if arg == "smoke" else 10, samples_every=0, prompts=()))
   return c

@@ -45,5 +45,5 @@ def get_config(arg=""):
   c.data.tokenizer_size = 768
   c.data.threads = 1
   c.ckpt = dict(every=8 if arg == "smoke" else 100, keep=1, keep_every=0)
-  c.log = dict(every=4 if arg == "smoke" else 25, samples_every=0, prompts=())
+  c.log.update(dict(every=4 if arg == "smoke" else 25, samples_every=0, prompts=()))
   return c

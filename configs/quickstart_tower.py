@@ -37,7 +37,7 @@ def get_config(arg=""):
   c.data.tokenizer_size = 768
   c.data.threads = 1
   c.ckpt = dict(every=8 if arg == "smoke" else 100, keep=1, keep_every=0)
-  c.log = (
+  c.log.update(
     dict(every=4, samples_every=c.steps)
     if arg == "smoke"
     else dict(every=25, samples_every=c.steps // 4)
