@@ -55,6 +55,6 @@ def save(directory: epath.PathLike | None, records: Records, facts: Any, array: 
 def _name(records: Records, facts: Any) -> str:
   digest = hashlib.sha256((records.path / INFO).read_bytes())
   stats = [(records.path / shard).stat() for shard in records.shards]
-  state = [(s.st_size, s.st_mtime_ns) for s in stats]  # other files are looked at again
+  state = [(s.length, str(s.mtime)) for s in stats]  # other files are looked at again
   digest.update(json.dumps([VERSION, facts, state], sort_keys=True).encode())
   return f"{records.name}-{digest.hexdigest()[:16]}.npz"
