@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "32")
 
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,6 +26,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def flags_as_a_command_finds_them():
+  """Commands that run in one process do not see each other's flags."""
+  yield
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+
 
 # Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments, a release.
 for room in ("convert", "data", "evaluate", "models", "train"):

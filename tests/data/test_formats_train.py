@@ -12,7 +12,7 @@ import sources
 from vilau_jax import api
 from vilau_jax.data import codes, forms, inspect, pipeline, records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
-from vilau_jax.train import loop
+from vilau_jax.train import step as steps
 from vilau_jax.train.lm import LmStage
 
 FORMS = {"pair": "t2i", **{kind: kind for kind in ("interleaved", "t2v", "t2i", "i2t", "sft")}}
@@ -58,7 +58,7 @@ def trained(root, tower, coded):
   config.batch_size = 2
   config.data.row.update(dict(length=384, slots=256, targets=192, window=8))
   stage = LmStage(config, model)
-  state, frozen = jax.jit(lambda key: loop._unboxed(stage.init(key)))(jax.random.key(0))
+  state, frozen = jax.jit(lambda key: steps.unboxed(stage.init(key)))(jax.random.key(0))
   step = jax.jit(stage.step)
   settings = forms.SequenceSettings.from_model(model, frames=0, system_prompt="")
 

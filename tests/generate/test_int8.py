@@ -20,7 +20,7 @@ from vilau_jax.models import vilau
 @functools.cache
 def engines():
   loaded = golden_model.golden()
-  return [Engine(loaded.config, loaded.variables, quantize) for quantize in (None, "int8")]
+  return [Engine(loaded.config, loaded.variables, quantize=quantize) for quantize in (None, "int8")]
 
 
 def products(params):
