@@ -12,6 +12,7 @@ import sources
 from vilau_jax import api
 from vilau_jax.data import codes, forms, inspect, pipeline, records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
+from vilau_jax.train import loop
 from vilau_jax.train import step as steps
 from vilau_jax.train.lm import LmStage
 
