@@ -13,7 +13,7 @@ from vilau_jax.train import optim
 def settings(**changes):
   base = dict(
     peak_lr=1e-2, b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, decay_1d=False, warmup=2,
-    end_lr_fraction=0.1, clip=0.0, lr_multipliers={}, ema=0.0,
+    end_lr_fraction=0.1, clip=0.0, lr_multipliers={}, ema=0.0, muon=False,
   )  # fmt: skip
   return ConfigDict(base | changes)
 
@@ -59,6 +59,30 @@ def test_update_is_adamw_with_multipliers_and_no_decay_of_biases():
   np.testing.assert_allclose(updates["llm"]["mlp"]["bias"], -1e-2, rtol=1e-5)
   np.testing.assert_allclose(updates["llm"]["embed"], -0.5e-2 * 1.1, rtol=1e-5)
   np.testing.assert_array_equal(updates["depth"]["kernel"], 0)
+
+
+def test_muon_gives_matrices_orthogonal_updates_of_adams_size_and_the_rest_to_adam():
+  draw = iter(jax.random.split(jax.random.key(0), 3))
+  layer = {
+    "q_proj": {"kernel": jax.random.normal(next(draw), (2, 16, 2, 8))},
+    "o_proj": {"kernel": jax.random.normal(next(draw), (2, 2, 8, 16))},
+  }
+  params = {"llm": {"layers": layer, "embed": jax.random.normal(next(draw), (5, 16))}}
+  tx = optim.optimizer(settings(muon=True, warmup=0, weight_decay=0.0), 10, params)
+  updates, _ = jax.jit(tx.update)(
+    params, tx.init(params), params
+  )  # gradients: the values themselves
+  for name in ("q_proj", "o_proj"):
+    for update, gradient in zip(
+      updates["llm"]["layers"][name]["kernel"], params["llm"]["layers"][name]["kernel"]
+    ):
+      matrix = np.asarray(update).reshape(16, 16) / -(1e-2 * 0.2 * 4)  # sqrt(16) = 4
+      singular = np.linalg.svd(matrix, compute_uv=False)
+      assert 0.3 < singular.min() and singular.max() < 1.3  # five rounds come so near to 1
+      assert np.sum(matrix * np.asarray(gradient).reshape(16, 16)) > 0
+  adam = optim.optimizer(settings(warmup=0, weight_decay=0.0), 10, params)
+  plain, _ = adam.update(params, adam.init(params), params)
+  np.testing.assert_allclose(updates["llm"]["embed"], plain["llm"]["embed"], rtol=1e-5)
 
 
 def test_moments_of_boxed_parameters_keep_their_axes():
