@@ -34,7 +34,7 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
   path = tmp_path / "bench.json"
   assert not main.run([
     "bench", "--preset=tiny", "--only=text", "--set=llm.depth=1,llm.tied=true", "--rounds=2",
-    "--positions=4", f"--json={path}",
+    "--positions=4", f"--json_file={path}",
   ])  # fmt: skip
   assert "tokens" in capsys.readouterr().out
   written = json.loads(path.read_text())

@@ -1,6 +1,6 @@
 """how fast a model of some size runs on this machine
 
-vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,llm.width=1024,depth.width=1024] [--json=FILE]
+vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,llm.width=1024,depth.width=1024] [--json_file=FILE]
 vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
@@ -25,7 +25,7 @@ _PROMPT = flags.DEFINE_integer("prompt_length", 64, "positions", allow_override=
 _LENGTH = flags.DEFINE_integer("row_length", 256, "of a training row", allow_override=True)
 _POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", allow_override=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", allow_override=True)
-_JSON = flags.DEFINE_string("json", None, "file for the figures", allow_override=True)
+_JSON = flags.DEFINE_string("json_file", None, "file for the figures", allow_override=True)
 
 
 def main(argv: list[str]) -> int:
