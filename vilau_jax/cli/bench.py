@@ -1,6 +1,6 @@
 """how fast a model of some size runs on this machine
 
-vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,llm.width=1024,depth.width=1024] [--json_file=FILE]
+vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,depth.width=1024] [--json_file=FILE]
 vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
