@@ -48,7 +48,7 @@ def get_config(arg=""):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_local_processes_train_stop_and_go_on(tmp_path):
   (tmp_path / "tiny.py").write_text(CONFIG)
   experiments.tower_run(tmp_path)

@@ -47,7 +47,7 @@ def run(tmp_path_factory) -> pathlib.Path:
   return root
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
   given = dict(

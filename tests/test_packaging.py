@@ -43,7 +43,7 @@ def build(kind: str, source: pathlib.Path, target: pathlib.Path) -> pathlib.Path
   return target / said.stdout.strip().split("\n")[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sdist_and_wheel_hold_everything_and_run_in_a_clean_environment(tmp_path):
   left_out = shutil.ignore_patterns(
     ".venv", ".git", "runs", "*.egg-info", "build", "dist", "__pycache__"

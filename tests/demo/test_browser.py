@@ -22,7 +22,7 @@ pytest.importorskip("gradio", reason="pip install '.[browser]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 pytestmark = [
-  pytest.mark.slow,
+  pytest.mark.nightly,
   pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome"),
 ]
 PATIENCE = 120_000  # milliseconds; the first drawing compiles

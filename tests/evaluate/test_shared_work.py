@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
   return root, run("mjhq-30k", root, model, batch_size=4), run("gqa", root / "gqa", model)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.nightly)])
 def test_devices_draw_what_one_draws(count, whole, tmp_path):
   devices, drawn_on = jax.local_devices()[:count], set()
   model = Replicas.load(place() / "model", devices)

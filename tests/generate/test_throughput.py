@@ -196,7 +196,7 @@ def test_the_command(model, prompts, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_process_loses_nothing_that_was_written(model, tmp_path):
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("".join(f"a dog and {i} cats\n" for i in range(40)))

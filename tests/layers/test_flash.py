@@ -53,7 +53,7 @@ def test_what_a_kernel_does_not_take_is_said():
     flash.attend_causally(q, k, v, causal_mask(segments), segments, "flash")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize("shape", [dict(data=4), dict(fsdp=2, tensor=2)])
 def test_compiled_for_a_tpu_it_is_the_kernel(monkeypatch, shape):

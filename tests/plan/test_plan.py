@@ -81,14 +81,14 @@ def test_the_report_says_everything(plans, name):
     assert word in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_step_of_the_tower_compiles(name):
   result = compiling.make_plan(tower_config(), topology.parse(name)).result
   assert result["fits"] and 0.8 < result["flops_per_device"]["ratio"] < 2.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workload", ["tokenize", "generate"])
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_other_programs_compile(name, workload):
@@ -97,7 +97,7 @@ def test_the_other_programs_compile(name, workload):
   assert result["throughput"]["images_per_s"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_tpu
 def test_a_batch_that_does_not_fit_says_by_how_much_and_what_helps():
   plan = compiling.make_plan(lm_config(batch_size=2**19), topology.parse("v5e:2x2"))

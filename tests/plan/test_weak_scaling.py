@@ -10,7 +10,7 @@ from vilau_jax.plan import compiling, topology
 from vilau_jax.train.step import abstract_state, make_stage, planned_model
 
 pytestmark = [
-  pytest.mark.slow,
+  pytest.mark.nightly,
   pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the extra plan"
   ),

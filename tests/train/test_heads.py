@@ -95,7 +95,7 @@ def compiled_bytes(entries, mesh, chunk=1024):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_on_a_tpu_does_not_follow_the_number_of_codes(monkeypatch):
   """Sixteen times the codes: temporaries of the compiled step grow by less than 5 %, the
   classifier's own gradient apart."""

@@ -93,7 +93,7 @@ def test_a_tower_with_adapters():
   assert keys and all(lora.is_adapter(k) and k[:2] == ("tower", "vision") for k in keys)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_with_adapters_resumes_and_merges(tmp_path):
   """Base bit for bit, resumed as uninterrupted, and the merged directory is what `load` gives."""
   import vilau_jax

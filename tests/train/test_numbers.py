@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_finite_at_the_edges(float32):
       assert float(metrics["loss"]) == 0.0 and float(metrics["grad_norm"]) == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_stays_near_float32(float32):
   config, model, step, state, frozen = float32
   coarse = made(*experiments.lm(dtype="bfloat16"))[2]

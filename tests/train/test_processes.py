@@ -42,9 +42,6 @@ print("done", told["step"], told["finished"], told["signal"])
 SPLIT = {"mesh.data": 2, "mesh.fsdp": 2}
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   """Records with codes and the model directory of the tower that is said to have made them."""
@@ -125,6 +122,7 @@ def alone(root, workdir, changes, devices=4):
   loop.train(config, workdir, devices=jax.devices()[:devices])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mesh",
   [SPLIT, {"mesh.data": 1, "mesh.tensor": 2, "mesh.context": 2}],
@@ -136,6 +134,7 @@ def test_two_processes_equal_one(root, tmp_path, mesh):
   assert_close_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.nightly
 def test_two_processes_go_on_exactly_when_one_is_killed_or_told_to_stop(root, tmp_path):
   changes = SPLIT | {"steps": 24, "ckpt.every": 2}
   finished(start(root, tmp_path / "whole", changes))
@@ -158,6 +157,7 @@ def test_two_processes_go_on_exactly_when_one_is_killed_or_told_to_stop(root, tm
   assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.nightly
 def test_other_hosts_devices_and_meshes_continue_the_same_data(root, tmp_path):
   steps = {"optim.warmup": 1, "steps": 8}
   alone(root, tmp_path / "whole", SPLIT | steps)
@@ -181,6 +181,7 @@ def test_other_hosts_devices_and_meshes_continue_the_same_data(root, tmp_path):
   assert_close_runs(tmp_path / "whole", cut)
 
 
+@pytest.mark.nightly
 def test_a_hung_peer_is_noticed(root, tmp_path):
   changes = SPLIT | {"steps": 4000, "ckpt.every": 1000, "guard.hang_after": 5.0}
   processes = start(root, tmp_path / "run", changes)
