@@ -43,7 +43,7 @@ def command(config, workdir, *more):
     (["--config={q}", "--workdir={w}", "--config.data.root=/nowhere"], "no records at /nowhere"),
     (["--config={q}", "--workdir={w}", "--config.model.preset=quikstart"], "did you mean 'quickst"),
     (["again", "--config={q}", "--workdir={w}"], "unexpected"),
-    (["--config={q}", "--workdir={w}", "--config.guard.hang=1"], 'Did you mean "hang_after"'),
+    (["--config={q}", "--workdir={w}", "--config.guard.hang_aftr=1"], 'Did you mean "hang_after"'),
   ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments, message, tmp_path):
