@@ -1,6 +1,6 @@
 r"""How fast and how full the data pipeline is on this machine, one core each.
 
-python -m vilau_jax.bench.data [--only=packing] [--json=FILE] [--small]
+python -m vilau_jax.bench.data [--only=packing] [--json_file=FILE] [--small]
 
 rows      how full rows are in the mixtures of the paper's two stages at 256 px, by lengths alone
 packing   positions a second from codes to batches, and how full the rows are: samples with the
@@ -31,7 +31,7 @@ from vilau_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 NAMES = ("rows", "packing", "import", "codes", "json", "memory")
 _ONLY = flags.DEFINE_list("only", [*NAMES], "which to run")
-_JSON = flags.DEFINE_string("json", None, "file for the figures")
+_JSON = flags.DEFINE_string("json_file", None, "file for the figures", allow_override=True)
 _SMALL = flags.DEFINE_bool("small", False, "little data: whether it runs, not how fast")
 
 WORDS = ("a", "big", "red", "fox", "on", "the", "green", "hill", "near", "water", "and", "sky")
