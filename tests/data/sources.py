@@ -17,8 +17,7 @@ from vilau_jax.data import media
 
 def picture(number: int, size=(40, 30), form: str = "JPEG") -> bytes:
   """A picture of its own by number, (width, height)."""
-  rng = np.random.default_rng(number)
-  small = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8))
+  small = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8))
   buffer = io.BytesIO()
   small.resize(size, Image.Resampling.BICUBIC).save(buffer, format=form)
   return buffer.getvalue()
@@ -30,17 +29,14 @@ def base64_of(number: int, **kwargs) -> str:
 
 def movie(path, number: int, frames: int = 10):
   path.parent.mkdir(parents=True, exist_ok=True)
-  rng = np.random.default_rng(number)
-  color = rng.integers(0, 200, 3)
-  shown = np.stack([np.broadcast_to(color + 5 * i, (32, 48, 3)) for i in range(frames)])
-  return media.write_video(shown.astype(np.uint8), path, fps=8)
+  color = np.random.default_rng(number).integers(0, 200, 3)
+  shown = [np.broadcast_to(color + 5 * i, (32, 48, 3)) for i in range(frames)]
+  return media.write_video(np.stack(shown).astype(np.uint8), path, fps=8)
 
 
 def put(path, data: bytes | str):
   path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(data, str):
-    data = data.encode()
-  path.write_bytes(data)
+  path.write_bytes(data.encode() if isinstance(data, str) else data)
   return path
 
 
