@@ -3,7 +3,6 @@
 import os
 import pathlib
 import sys
-import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Every fake device blocks a thread in every collective that is under way; with a thread a device
@@ -16,13 +15,6 @@ from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-
-# Most of the suite's time is XLA compiling the same small programs; later runs read them.
-CACHE = pathlib.Path(
-  os.environ.get("VILAU_TEST_CACHE") or pathlib.Path(tempfile.gettempdir()) / "vilau_jax_test_cache"
-)
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()

@@ -26,8 +26,6 @@ KILLED = """
 import os, signal, sys
 import jax
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 from vilau_jax.evaluate import runner
 from vilau_jax.evaluate.task import Options
 assert len(jax.devices()) == 1
@@ -74,11 +72,8 @@ def pope(output, model=None, **options):
 def test_kill_9_in_the_middle_changes_nothing(tmp_path):
   whole = pope(tmp_path / "whole", model())
   environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=os.getcwd(), XLA_FLAGS="")
-  cache = os.environ.get("VILAU_TEST_CACHE") or os.path.join(
-    tempfile.gettempdir(), "vilau_jax_test_cache"
-  )
   out = tmp_path / "killed"
-  typed = [sys.executable, "-c", KILLED, place() / "model", place() / "pope", out, cache]
+  typed = [sys.executable, "-c", KILLED, place() / "model", place() / "pope", out]
   killed = subprocess.run(typed, env=environment, timeout=300)
   assert killed.returncode == -signal.SIGKILL
   path = out / "predictions.jsonl"

@@ -25,8 +25,6 @@ KILLED = """
 import os, signal, sys
 import jax
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 from vilau_jax.evaluate import runner
 from vilau_jax.evaluate.task import Options
 assert len(jax.devices()) == 1
@@ -104,11 +102,8 @@ def test_devices_answer_what_one_answers(whole, tmp_path):
 
 
 def test_processes_that_are_killed_and_resumed_draw_what_one_draws(whole, tmp_path):
-  cache = os.environ.get("VILAU_TEST_CACHE") or os.path.join(
-    tempfile.gettempdir(), "vilau_jax_test_cache"
-  )
   environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=os.getcwd(), XLA_FLAGS="")
-  typed = [sys.executable, "-c", KILLED, place() / "model", place() / "mjhq", tmp_path, cache]
+  typed = [sys.executable, "-c", KILLED, place() / "model", place() / "mjhq", tmp_path]
   assert subprocess.run(typed, env=environment, timeout=300).returncode == -signal.SIGKILL
   assert len((tmp_path / "predictions.1.jsonl").read_text().splitlines()) == 1
   with open(tmp_path / "predictions.1.jsonl", "a") as f:

@@ -65,8 +65,7 @@ def experiment(tmp_path):
   config.write_text(CONFIG)
   experiments.tower_run(tmp_path)
   paths = [str(ROOT), str(ROOT / "tests/train"), os.environ.get("PYTHONPATH", "")]
-  cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-  return f"{config}:{tmp_path}", os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | cache
+  return f"{config}:{tmp_path}", os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def start(config, workdir, environment, *more):

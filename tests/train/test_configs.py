@@ -96,5 +96,5 @@ def test_the_same_config_is_the_same_after_json_and_length_may_change():
   check_same(stored, longer, FOLDER)
   assert set(CHANGEABLE) >= {"steps", "log", "ckpt"}
   longer.optim.peak_lr = 1.0
-  with pytest.raises(ValueError, match=r"optim.peak_lr: 0.002 there, 1.0 now"):
+  with pytest.raises(ValueError, match=r"optim.peak_lr: 0.004 there, 1.0 now"):
     check_same(stored, longer, FOLDER)

@@ -60,8 +60,7 @@ def start(root, workdir, changes, processes=2, devices=2):
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   paths = [str(ROOT), str(ROOT / "tests/train"), os.environ.get("PYTHONPATH", "")]
-  cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-  environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | cache
+  environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
   rest = [str(devices), root, workdir, json.dumps(changes)]
   return [
     subprocess.Popen(

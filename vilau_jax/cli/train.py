@@ -26,7 +26,7 @@ _PROFILE = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
   "compile_cache",
   "auto",
-  "directory for compiled programs; auto: below ~/.cache; empty: none",
+  "directory for compiled programs; auto: below ~/.cache, none on a CPU; empty: none",
   allow_override=True,
 )
 _DISTRIBUTED = flags.DEFINE_string(
@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
   span = _span(_PROFILE.value)
   from vilau_jax.cli.compile_cache import use_compile_cache  # flags first: jax takes seconds
 
-  use_compile_cache(_CACHE.value)
   if _DISTRIBUTED.value:
     _join(_DISTRIBUTED.value)
+  use_compile_cache(_CACHE.value)
   from vilau_jax.metrics import NonFiniteError
   from vilau_jax.train.checkpoints import CheckpointError
   from vilau_jax.train.loop import train

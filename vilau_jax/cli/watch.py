@@ -9,7 +9,7 @@ from vilau_jax.cli.progress import Bar
 
 
 class Watch:
-  """One command's clock. Compiled programs are kept on disk, see compile_cache.py.
+  """One command's clock. Compiled programs may be kept, see compile_cache.py.
 
   Attributes:
     loading: seconds of it.
@@ -33,7 +33,7 @@ class Watch:
     print(f"loading {path}", flush=True)
     model = api.load(path, **kwargs)
     self.loading = time.monotonic() - began
-    print(f"loaded in {self.loading:.1f} s; compiling (kept for the next time)", flush=True)
+    print(f"loaded in {self.loading:.1f} s; compiling", flush=True)
     return model
 
   @contextlib.contextmanager
