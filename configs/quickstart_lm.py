@@ -18,7 +18,7 @@ def get_config(arg=""):
   c.init_from = dict(tower=c.get_ref("runs") + "/tower")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 800, "smoke": 16, "long": 5600})
+  c.steps = defaults.pick(arg, {"": 700, "smoke": 16, "long": 5600})
   c.batch_size = 12
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.code_scale = "auto"

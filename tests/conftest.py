@@ -1,5 +1,6 @@
 """Every test sees 8 fake CPU devices, full-precision products and parsed flags."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -9,9 +10,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # (XLA's choice) independent collectives of one program can wait for each other for ever.
 os.environ.setdefault("NPROC", "32")
 
+# The suite's time is XLA compiling small programs: half of it is LLVM's, making them quick.
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    os.environ.get("XLA_FLAGS", ""),
+  ]
+)
+
+import hypothesis
 import jax
 import pytest
 from absl import flags
+
+# The machine is shared: how long one example took says nothing.
+hypothesis.settings.register_profile("vilau", deadline=None)
+hypothesis.settings.load_profile("vilau")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -26,6 +41,14 @@ def flags_as_a_command_finds_them():
   yield
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_go_with_their_file():
+  """Compiled programs of one file serve no other, and would fill the memory."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 # Helpers that several rooms' tests read: golden tensors as our trees, tiny experiments, a release.

@@ -69,6 +69,7 @@ def pope(output, model=None, **options):
   )
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_changes_nothing(tmp_path):
   whole = pope(tmp_path / "whole", model())
   environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=os.getcwd(), XLA_FLAGS="")

@@ -66,7 +66,15 @@ def test_text_stops_by_row_and_at_its_limit():
   assert again[1] == first[1][:3]
 
 
-@pytest.mark.parametrize("overrides", [{}, {"visual_positions": "next_cell", "code_scale": 0.5}])
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    {},
+    pytest.param(
+      {"visual_positions": "next_cell", "code_scale": 0.5}, marks=pytest.mark.slow, id="next_cell"
+    ),
+  ],
+)
 def test_drawn_rows_do_not_depend_on_their_company(overrides):
   model = engine(**overrides)
   prompts, unconditional = drawing()

@@ -23,7 +23,8 @@ ODD = LlamaConfig(
   rope_theta=500.0, rope_scaling=2.5, eps=1e-2,
 )  # fmt: skip
 
-MESHES = [dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)]
+PURE = [pytest.param(shape, marks=pytest.mark.slow) for shape in (dict(data=8), dict(fsdp=8))]
+MESHES = [*PURE, dict(data=2, fsdp=2, tensor=2)]
 
 
 def close(got, want, tolerance=1e-5):

@@ -203,7 +203,13 @@ def test_bfloat16_features_are_quantised_in_float32():
 
 
 @pytest.mark.parametrize(
-  "mesh", [dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)], ids=str
+  "mesh",
+  [
+    pytest.param(dict(data=8), marks=pytest.mark.slow),
+    pytest.param(dict(fsdp=8), marks=pytest.mark.slow),
+    dict(data=2, fsdp=2, tensor=2),
+  ],
+  ids=str,
 )
 @pytest.mark.parametrize("update", ["sequential_per_depth", "once_per_step"])
 def test_a_step_is_the_same_on_every_mesh(mesh, update):

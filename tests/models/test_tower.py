@@ -339,8 +339,8 @@ def _step(config, remat):
   ("name", "mesh", "remat"),
   [
     ("siglip", dict(data=2, fsdp=2, tensor=2), "none"),
-    ("siglip", dict(data=1, fsdp=8), "nothing_saveable"),
-    ("rqvae", dict(data=4, tensor=2), "dots_saveable"),
+    pytest.param("siglip", dict(fsdp=8), "nothing_saveable", marks=pytest.mark.slow),
+    pytest.param("rqvae", dict(data=4, tensor=2), "dots_saveable", marks=pytest.mark.slow),
   ],
   ids=str,
 )

@@ -16,7 +16,8 @@ from vilau_jax.models import depth as depth_model
 from vilau_jax.models import llama, vilau
 from vilau_jax.models.vilau import Projector, VilaU
 
-MESHES = [dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)]
+PURE = [pytest.param(shape, marks=pytest.mark.slow) for shape in (dict(data=8), dict(fsdp=8))]
+MESHES = [*PURE, dict(data=2, fsdp=2, tensor=2)]
 
 
 def close(got, want, tolerance=1e-5):

@@ -140,7 +140,7 @@ def test_names_of_topologies():
 def test_a_mesh_that_does_not_fit_the_machine():
   config = lm_config()
   config.mesh.fsdp = 3
-  with pytest.raises(ValueError, match="4 devices"):
+  with pytest.raises(ValueError, match="needs 3 devices, this job has 4"):
     compiling.make_plan(config, topology.parse("v5e:2x2"))
   config.mesh.fsdp, config.batch_size = 4, 6
   with pytest.raises(ValueError, match="batch_size 6 is not a multiple of mesh data x fsdp = 4"):

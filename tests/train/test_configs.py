@@ -18,6 +18,12 @@ ARGS = {"quickstart": ("", "smoke", "long"), "tower_recipes": ("c0", "c1", "c2",
 CASES = [
   (f, arg) for f in FILES for arg in next((ARGS[k] for k in ARGS if f.stem.startswith(k)), ("",))
 ]
+# One of each kind in every run; the others are traced with the longer proofs.
+OFTEN = ("quickstart_", "tower_256", "pretrain_7b_256", "lora_7b", "generation_1b3_unified")
+TRACED = [
+  (f, arg) if f.stem.startswith(OFTEN) and not arg else pytest.param(f, arg, marks=pytest.mark.slow)
+  for f, arg in CASES
+]
 
 
 def load(file, arg=""):
@@ -28,7 +34,7 @@ def load(file, arg=""):
   return ConfigDict(config.copy_and_resolve_references()).lock()
 
 
-@pytest.mark.parametrize("file, arg", CASES, ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize("file, arg", TRACED, ids=lambda x: getattr(x, "stem", x))
 def test_two_steps_in_the_abstract(file, arg):
   config = load(file, arg)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
