@@ -1,5 +1,5 @@
 """FID: resizers, statistics and distances against golden numbers, and the network and the distance
-against pytorch-fid, clean-fid and torch-fidelity themselves (extra `parity_fid`, which `bash
+against pytorch-fid, clean-fid and torch-fidelity themselves (extra `parity-fid`, which `bash
 launch/live.sh` installs)."""
 
 import json
