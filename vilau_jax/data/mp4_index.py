@@ -1,5 +1,5 @@
-"""Where the video of an MP4 or MOV ends by its index (the box 'moov', ISO/IEC 14496-12): PyAV tells
-it from version 16.1 on, and lmms-eval holds it below 16."""
+"""Where the video of an MP4 or MOV ends by its index (the box 'moov', ISO/IEC 14496-12). PyAV below
+16, which lmms-eval asks for, does not tell it."""
 
 from collections.abc import Iterator
 

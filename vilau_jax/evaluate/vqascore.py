@@ -1,7 +1,8 @@
 """VQAScore of drawings by its official package, t2v-metrics 3.0 with CLIP-FlanT5-xxl.
 
 The package's requirements exclude ours (NumPy 1.26, for one), so this file imports nothing of
-vilau_jax, and runs by itself in an environment of the package:
+vilau_jax, and runs by itself in an environment of the package (which wants LLaVA-NeXT and ffmpeg
+besides, see its README):
 
     python vqascore.py OUTPUT    # that of `vilau evaluate genai-bench --output=OUTPUT`
 
