@@ -139,14 +139,13 @@ def test_a_judge_that_never_recovers_leaves_a_partial_result(trouble, kind, tmp_
   (tmp_path / "words.json").write_text(json.dumps(VIDEO_WORDS))
   with JudgeServer(yes).running() as server:
     where = ("msvd-qa", tmp_path / "data", tmp_path / "out", server, tmp_path / "words.json")
-    assert evaluate(*where, limit=1)["partial"] is None
-    server.troubles = [trouble] * 100
+    server.reply = lambda body: setattr(server, "troubles", [trouble] * 100) or yes(body)
     result = evaluate(*where)
     assert result["partial"] == "the judge gave no verdict on 2 of 3"
     assert result["details"]["judged"] == 1 and result["metrics"]["yes"] == 1
     [(said, count)] = result["details"]["judge"]["failures"].items()
     assert said.startswith(kind) and count == 4  # two tries of each
-    server.troubles = []
+    server.troubles, server.reply = [], yes
     assert evaluate(*where)["metrics"]["yes"] == 3
 
 

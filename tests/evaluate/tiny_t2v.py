@@ -85,7 +85,7 @@ def write(folder: pathlib.Path) -> type:
   config = model.CLIPT5Config(
     vocab_size=tokens, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
     feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
-    initializer_factor=3.0, mm_vision_tower=str(folder / "tower"), mm_hidden_size=16,
+    mm_vision_tower=str(folder / "tower"), mm_hidden_size=16,
     mm_projector_type="mlp2x_gelu", mm_vision_select_layer=-2, mm_vision_select_feature="patch",
   )  # fmt: skip
   made = model.CLIPT5ForConditionalGeneration(config)
