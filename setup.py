@@ -24,7 +24,8 @@ EXTRAS = {
   "torch": ["torch>=2.5"],
   "eval": ["clip-benchmark>=1.6"],
   "beam": ["apache-beam>=2.65"],
-  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19"],  # 0.7.3 reaches into filelock
+  # 0.7.3 reaches into filelock, and keeps protobuf at 6, which sentencepiece 0.2.3 is too new for.
+  "lmms": ["lmms-eval>=0.7.3", "filelock<3.19", "sentencepiece<0.2.2"],
   "demo": ["gradio>=6.31"],
   "notebooks": [
     "easy-vqa>=1.0",
@@ -37,7 +38,7 @@ EXTRAS = {
   "browser": ["gradio>=6.31", "playwright>=1.50"],  # the page's test; the browser is the system's
   "parity": ["torch>=2.5", "transformers>=4.50"],
   # Other packages' FID, to compare ours with; they bring torchvision, which must fit torch.
-  "parity_fid": [
+  "parity-fid": [
     "torch>=2.5",
     "torchvision>=0.20",
     "pytorch-fid>=0.3",
@@ -57,7 +58,7 @@ EXTRAS = {
   ],
 }
 # Upper bounds of Beam, lmms-eval and gradio (Pillow) would hold everything else back.
-ALONE = ("beam", "lmms", "parity_fid", "demo", "browser", "plan")
+ALONE = ("beam", "lmms", "parity-fid", "demo", "browser", "plan")
 EXTRAS["dev"] = sorted({name for key in EXTRAS if key not in ALONE for name in EXTRAS[key]})
 
 setuptools.setup(

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vilau_jax.data import containers, media
+from vilau_jax.data import containers, media, mp4_index
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (24, 32, 48, 3), np.uint8)
 
@@ -63,6 +63,19 @@ def test_an_index_without_its_frames(tmp_path):
     media.read_clip(path, 4)
   path.write_bytes(data + b"trailing notes that are no box")
   assert media.read_clip(path, 4).total == 24
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mov", "rgb.mov"])
+@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}])
+def test_the_index_is_read_as_ffmpeg_reads_it(tmp_path, name, options):
+  path = tmp_path / name  # all raw frames are of one size, which is then not listed
+  codec = dict(codec="rawvideo", pix_fmt="rgb24") if name == "rgb.mov" else {}
+  data = video(path, options=options, **codec)
+  at = data.index(b"moov") - 4
+  found = mp4_index.end_of_video(data[at : at + int.from_bytes(data[at : at + 4], "big")])
+  with av.open(str(path)) as container:
+    packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+  assert found == max(place + size for place, size in packets) <= len(data)
 
 
 def test_containers_that_state_no_size(tmp_path):

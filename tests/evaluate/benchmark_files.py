@@ -140,6 +140,14 @@ def video_qa(root: pathlib.Path, names=("vid1.mp4", "vid2.gif", "vid3")) -> None
     film(root / "videos" / name)
 
 
+def genai_bench(root: pathlib.Path) -> None:
+  golden = pathlib.Path(__file__).parent.parent / "golden" / "eval" / "genai_bench.json"
+  skills = json.loads(golden.read_text())["skill_aggregation"]["skills"]
+  prompts = {f"{i:05d}": {"prompt": f"prompt {i}", "models": {}} for i in range(6)}
+  dump(root / "genai_image.json", prompts)
+  dump(root / "genai_skills.json", skills)
+
+
 WRITERS = {
   "vqav2": vqav2, "gqa": gqa, "textvqa": textvqa, "pope": pope, "mme": mme_release,
   "seedbench": seedbench, "mmvet": mmvet, "msvd-qa": video_qa, "msrvtt-qa": video_qa,

@@ -9,6 +9,7 @@ import tempfile
 
 import benchmark_files
 import golden_model
+import numpy as np
 import pytest
 
 import vilau_jax
@@ -61,15 +62,20 @@ def test_a_run(name, tmp_path):
   assert bool(result["partial"]) == needs_judge and bool(result["metrics"]) != needs_judge
 
 
-def test_batch_size_does_not_change_predictions(tmp_path):
-  for name in ("vqav2", "msvd-qa"):
-    found = []
-    for size in (1, 3):
-      out = tmp_path / f"{name}{size}"
-      options = Options(max_new_tokens=8, batch_size=size)
-      runner.run(name, data=data(name), output=out, model=model(), options=options)
-      found.append((out / "predictions.jsonl").read_text())
-    assert found[0] == found[1]
+@pytest.mark.parametrize("name", [*benchmark_files.WRITERS, "seedbench by likelihood"])
+def test_batch_size_does_not_change_predictions(name, tmp_path):
+  name, _, protocol = name.partition(" by ")
+  found = []
+  for size in (1, 3):
+    options = Options(batch_size=size, **(
+      {"protocol": protocol} if protocol else {"max_new_tokens": 8}
+    ))  # fmt: skip
+    runner.run(name, data=data(name), output=tmp_path / str(size), model=model(), options=options)
+    found.append(lines(tmp_path / str(size) / "predictions.jsonl"))
+  losses = [[row.pop("losses", None) for row in rows] for rows in found]
+  assert found[0] == found[1]
+  if protocol:
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_vqav2_scores_and_submission(tmp_path):

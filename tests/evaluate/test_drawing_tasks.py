@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import sys
 import tempfile
 
 import benchmark_files
@@ -14,7 +15,7 @@ import pytest
 
 import vilau_jax
 from vilau_jax.data import media
-from vilau_jax.evaluate import fid, runner
+from vilau_jax.evaluate import fid, runner, vqascore
 from vilau_jax.evaluate.benchmarks import vbench
 from vilau_jax.evaluate.task import Options
 from vilau_jax.models.inception import load_inception
@@ -89,11 +90,16 @@ def test_drawings_are_not_scored_from_files_of_answers(tmp_path):
 
 
 def test_guidance_sweep(tmp_path):
-  result = run("cfg-sweep", mjhq(), tmp_path, inception=weights(), cfg_scales=(1.0, 3.0), limit=8)
-  assert set(result["metrics"]) == {"fid_cfg_1", "fid_cfg_3"}
+  result = run("cfg-sweep", mjhq(), tmp_path, inception=weights(), cfg_scales=(1.0, 2e3), limit=8)
+  assert set(result["metrics"]) == {"fid_cfg_1", "fid_cfg_2000"}
   rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
-  assert {row["settings"]["cfg_scale"] for row in rows} == {1.0, 3.0}
+  assert {row["settings"]["cfg_scale"] for row in rows} == {1.0, 2e3}
   assert rows[0]["seed"] == rows[4]["seed"] and rows[0]["file"] == "images/cfg-1/animals/00.png"
+  drawn = np.stack([np.asarray(PIL.Image.open(tmp_path / row["file"])) for row in rows])
+  prompts = [row["prompt"] for row in rows[4:]]  # so little does the tiny model listen to them
+  want = model().generate_images(prompts, seed=[row["seed"] for row in rows[4:]], cfg_scale=2e3)
+  np.testing.assert_array_equal(drawn[4:], want)
+  assert (drawn[4:] != drawn[:4]).mean() > 0.5
   with pytest.raises(ValueError, match="a scale twice"):
     run("cfg-sweep", mjhq(), tmp_path / "x", cfg_scales=(1.0, 1.0))
 
@@ -101,17 +107,13 @@ def test_guidance_sweep(tmp_path):
 @functools.cache
 def genai() -> pathlib.Path:
   root = pathlib.Path(tempfile.mkdtemp(prefix="vilau_genai_"))
-  golden = pathlib.Path(__file__).parent.parent / "golden" / "eval" / "genai_bench.json"
-  skills = json.loads(golden.read_text())["skill_aggregation"]["skills"]
-  prompts = {f"{i:05d}": {"prompt": f"prompt {i}", "models": {}} for i in range(6)}
-  benchmark_files.dump(root / "genai_image.json", prompts)
-  benchmark_files.dump(root / "genai_skills.json", skills)
+  benchmark_files.genai_bench(root)
   return root
 
 
 def test_genai_bench(tmp_path):
   result = run("genai-bench", genai(), tmp_path)
-  assert "run t2v-metrics" in result["partial"]
+  assert "environment of t2v-metrics 3.0" in result["partial"]
   files = sorted(p.name for p in (tmp_path / "images" / "vilau_jax").iterdir())
   assert files == [f"{i:05d}.jpeg" for i in range(6)]
   with PIL.Image.open(tmp_path / "images" / "vilau_jax" / files[0]) as image:
@@ -128,17 +130,22 @@ def test_genai_bench(tmp_path):
       run("genai-bench", genai(), tmp_path, external_scores=str(scores))
 
 
-# What t2v-metrics 3.0 takes and returns; the package itself wants its own torch and an 11 GB model.
+# What t2v-metrics 3.0 takes and returns; its own classes run in test_vqascore_live.py.
 SCORER = """
 import numpy as np, PIL.Image, torch
 
+def list_all_vqascore_models():
+  return ["clip-flant5-xxl", "clip-flant5-xl"]
+
 class VQAScore:
-  def __init__(self, model, device="cuda"):
+  def __init__(self, model, device="cuda", cache_dir="./hf_cache/", **kwargs):
     assert model == "clip-flant5-xxl"
+    self.device = device
     assert device == ("cuda" if torch.cuda.is_available() else "cpu")
 
   def __call__(self, images=None, texts=None, num_frames=8, question_template=None,
                answer_template=None):
+    assert torch.is_autocast_enabled(self.device)
     assert question_template.format(texts[0]).startswith('Does this figure show "prompt ')
     assert answer_template == "Yes" and len(images) == len(texts) == 1
     return torch.tensor([[np.asarray(PIL.Image.open(images[0])).mean() / 255]])
@@ -147,8 +154,9 @@ class VQAScore:
 
 def test_genai_bench_asks_the_official_package(tmp_path, monkeypatch):
   torch = pytest.importorskip("torch")
-  (tmp_path / "site" / "t2v_metrics").mkdir(parents=True)
-  (tmp_path / "site" / "t2v_metrics" / "__init__.py").write_text(SCORER)
+  package = tmp_path / "site" / "t2v_metrics"
+  package.mkdir(parents=True)
+  (package / "__init__.py").write_text(SCORER)
   monkeypatch.syspath_prepend(tmp_path / "site")
   result = run("genai-bench", genai(), tmp_path / "out")
   paths = sorted((tmp_path / "out" / "images" / "vilau_jax").iterdir())
@@ -159,6 +167,19 @@ def test_genai_bench_asks_the_official_package(tmp_path, monkeypatch):
   torch.save(torch.tensor(scores).reshape(-1, 1, 1), tmp_path / "scores.pt")
   again = run("genai-bench", genai(), tmp_path / "out", external_scores=str(tmp_path / "scores.pt"))
   assert again["metrics"] == pytest.approx(result["metrics"], rel=1e-5)
+  # In an environment of its own, killed and run again, and of a version that lacks the scorer.
+  file = tmp_path / "out" / vqascore.FILE
+  file.write_text('{"0": 0.125}')
+  vqascore.main(str(tmp_path / "out"))
+  found = json.loads(file.read_text())
+  assert list(found) == list("012345")
+  assert list(found.values()) == pytest.approx([0.125, *scores[1:]], rel=1e-5)
+  monkeypatch.setattr(sys.modules["t2v_metrics"], "list_all_vqascore_models", lambda: ["other"])
+  file.unlink()
+  with pytest.raises(ValueError, match=r"install t2v-metrics==3\.0"):
+    vqascore.main(str(tmp_path / "out"))
+  with pytest.raises(ValueError, match=r"no predictions\.jsonl in"):
+    vqascore.main(str(tmp_path))
 
 
 def test_vbench(tmp_path):

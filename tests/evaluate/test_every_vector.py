@@ -12,7 +12,7 @@ from vilau_jax.data import media
 from vilau_jax.data import sequence as sequences
 from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.tokenizer import Tokenizer
-from vilau_jax.evaluate import fid, judge_prompts, paper
+from vilau_jax.evaluate import fid, judge_prompts, paper, vqascore
 from vilau_jax.evaluate.benchmarks import (
   genai_bench,
   gqa,
@@ -180,10 +180,10 @@ def test_every_package_gives_our_distance():
 
 def test_words_of_vqascore():
   content = golden("genai_bench")
-  assert genai_bench.QUESTION == content["question_template"]
-  assert genai_bench.ANSWER == content["answer_template"]
+  assert vqascore.QUESTION == content["question_template"]
+  assert vqascore.ANSWER == content["answer_template"]
   example = content["rendered_example"]
-  assert genai_bench.QUESTION.format(example["text"]) == example["question"]
+  assert vqascore.QUESTION.format(example["text"]) == example["question"]
   # The package puts these words around the question; the same system prompt as VILA-U's.
   system = SequenceSettings().system_prompt.strip()
   assert content["clip_flant5_conversation"] == (
@@ -196,12 +196,12 @@ def test_parts_of_vqascore():
     first, second = (np.array([case[f"logits_step{i}"]]) for i in (0, 1))
     yes, end, no = (case["token_ids"][k] for k in ("Yes", "</s>", "No"))
     assert case["labels"] == [yes, end]
-    p_yes, p_no = (genai_bench.vqascore(first, [token]) for token in (yes, no))
-    p_end = genai_bench.vqascore(second, [end])
+    p_yes, p_no = (genai_bench.geometric_mean(first, [token]) for token in (yes, no))
+    p_end = genai_bench.geometric_mean(second, [end])
     assert p_yes == pytest.approx(case["p_yes"], abs=5e-7)
     assert p_end == pytest.approx(case["p_eos_given_yes"], abs=5e-7)
     assert p_yes / (p_yes + p_no) == pytest.approx(case["yes_no_normalised"], abs=5e-7)
-    whole = genai_bench.vqascore(np.concatenate([first, second]), case["labels"])
+    whole = genai_bench.geometric_mean(np.concatenate([first, second]), case["labels"])
     assert whole == pytest.approx(np.sqrt(p_yes * p_end), rel=1e-12)
     assert whole == pytest.approx(case["geometric_mean"], abs=5e-7)
     assert whole == pytest.approx(case["vqascore_official"], abs=5e-7)

@@ -64,7 +64,7 @@ def test_mjhq_layout(tmp_path):
 def test_vqascore():
   for case in golden("genai_bench")["score_cases"]:
     logits = np.array([case["logits_step0"], case["logits_step1"]])
-    got = genai_bench.vqascore(logits, case["labels"])
+    got = genai_bench.geometric_mean(logits, case["labels"])
     assert got == pytest.approx(case["vqascore_official"], abs=5e-7), case["name"]
 
 

@@ -129,6 +129,26 @@ def test_a_judge_that_dies_leaves_a_partial_result_that_is_completed_later(tmp_p
     assert result["partial"] is None and result["metrics"]["yes"] == 3
 
 
+@pytest.mark.parametrize(
+  ("trouble", "kind"),
+  [("429", "HTTP 429"), ("500", "HTTP 500"), ("timeout", "timeout"), ("html", "garbage"),
+   ("empty", "garbage")],
+)  # fmt: skip
+def test_a_judge_that_never_recovers_leaves_a_partial_result(trouble, kind, tmp_path):
+  benchmark_files.video_qa(tmp_path / "data")
+  (tmp_path / "words.json").write_text(json.dumps(VIDEO_WORDS))
+  with JudgeServer(yes).running() as server:
+    where = ("msvd-qa", tmp_path / "data", tmp_path / "out", server, tmp_path / "words.json")
+    server.reply = lambda body: setattr(server, "troubles", [trouble] * 100) or yes(body)
+    result = evaluate(*where)
+    assert result["partial"] == "the judge gave no verdict on 2 of 3"
+    assert result["details"]["judged"] == 1 and result["metrics"]["yes"] == 1
+    [(said, count)] = result["details"]["judge"]["failures"].items()
+    assert said.startswith(kind) and count == 4  # two tries of each
+    server.troubles, server.reply = [], yes
+    assert evaluate(*where)["metrics"]["yes"] == 3
+
+
 def test_a_judge_that_is_not_there_at_all(tmp_path):
   benchmark_files.mmvet(tmp_path / "data")
   (tmp_path / "table.txt").write_text("examples\n")

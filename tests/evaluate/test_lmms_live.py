@@ -140,7 +140,7 @@ def outcome() -> tuple[pathlib.Path, dict, dict[str, list]]:
            f"checkpoint={root / 'model'},output_dir={root / 'drawn'}", "--tasks", tasks,
            "--include_path", str(root / "tasks"), "--output_path", str(root / "out"),
            "--log_samples", "--batch_size", "2"]  # fmt: skip
-  done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=500)
+  done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=1800)
   found = list((root / "out").rglob("*_results.json"))  # it exits 0 after errors, too
   assert done.returncode == 0 and found, done.stdout[-3000:] + done.stderr[-3000:]
   samples = {}

@@ -13,6 +13,8 @@ from typing import BinaryIO, NamedTuple
 from etils import epath
 from PIL import Image
 
+from vilau_jax.data import mp4_index
+
 _DATA = {b"mdat", b"moof"}
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 
@@ -47,7 +49,7 @@ def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) 
         if not container.streams.video:
           raise ValueError(f"{path} holds no video")
         fps = float(container.streams.video[0].average_rate or 0)
-        expected = _count_packets(container, str(path), path.stat().length)
+        expected = _count_packets(container, str(path))
       # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
       for _ in range(2):
         wanted, total, taken = choose(max(expected, 1)), 0, {}
@@ -71,12 +73,8 @@ def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) 
   return Clip([taken[i] for i in wanted], wanted, total, fps)
 
 
-def _count_packets(container, name: str, size: int) -> int:
+def _count_packets(container, name: str) -> int:
   stream, count = container.streams.video[0], 0
-  if "mp4" in container.format.name:  # its data box may say "to the end of the file"
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if end > size:
-      raise ValueError(f"{name} is cut off: its index has frames up to byte {end}, it has {size}")
   for packet in container.demux(stream):
     count += packet.size > 0
     if packet.is_corrupt:
@@ -109,7 +107,7 @@ def _check_end(what: str, end: int, size: int, name: str) -> None:
 
 def _check_boxes(file: BinaryIO, size: int, name: str) -> None:
   """MP4 and MOV: boxes of a size and a kind, one after the other."""
-  place, kinds = 0, set()
+  place, kinds, end = 0, set(), 0
   while place + 8 <= size:
     file.seek(place)
     head = file.read(16)
@@ -122,11 +120,16 @@ def _check_boxes(file: BinaryIO, size: int, name: str) -> None:
       break  # notes behind the last box
     _check_end(f"box {kind.decode()!r}", place + length, size, name)
     kinds.add(kind)
+    if kind == b"moov":
+      file.seek(place)
+      end = mp4_index.end_of_video(file.read(length))
     place += length
   if b"moov" not in kinds:
     raise ValueError(f"{name} is cut off, or was never finished: it has no index (box 'moov')")
   if not kinds & _DATA:
     raise ValueError(f"{name} is cut off: it has an index, but no data (box 'mdat')")
+  if end > size:  # the data box may say "to the end of the file"
+    raise ValueError(f"{name} is cut off: its index has frames up to byte {end}, it has {size}")
 
 
 def _check_segment(file: BinaryIO, size: int, name: str) -> None:

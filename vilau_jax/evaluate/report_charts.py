@@ -1,7 +1,9 @@
 """The PNG charts of report.md: this directory's results in colour, the paper's in greys."""
 
 import dataclasses
+import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -20,7 +22,8 @@ _STYLE = {
   "axes.edgecolor": "#aab2c2", "axes.spines.top": False, "axes.spines.right": False,
   "axes.axisbelow": True, "grid.color": "#dde2ec", "legend.frameon": False, "legend.fontsize": 10,
 }  # fmt: skip
-_BAR = 0.46  # inches, with room for its value
+_BAR = 0.42  # inches, with room for its value
+_ROW = 26.0  # bars beside each other: the width of a page
 _DPI = 130
 
 
@@ -40,19 +43,42 @@ class Panel:
 
 
 def panels(path: str | os.PathLike, title: str, parts: Sequence[Panel]) -> None:
-  """Writes groups of upright bars, scales that differ side by side."""
-  bars = [len(part.names) * (len(part.series) + 0.7) for part in parts]
-  width = max(4.6, _BAR * sum(bars) + 0.9 * len(parts))
+  """Writes groups of upright bars: scales that differ side by side, what is too many below."""
+  rows = _rows(parts)
+  widest = max(sum(map(_bars, row)) for row in rows)
+  width = max(5.2, _BAR * widest + 0.9 * max(map(len, rows)))
   with matplotlib.rc_context(_STYLE):
-    figure = _figure((width, 3.9), title)
-    for axes, part in zip(
-      figure.subplots(1, len(parts), squeeze=False, width_ratios=bars)[0], parts
-    ):
-      _upright(axes, part)
+    figure = _figure((width, 3.0 * len(rows) + 0.9), title)
+    for inner, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows):
+      bars = list(map(_bars, row))
+      free = [widest - sum(bars)] * (sum(bars) < widest)  # bars are of one width in all rows
+      grid = inner.add_gridspec(1, len(bars + free), width_ratios=bars + free)
+      for column, part in enumerate(row):
+        _upright(inner.add_subplot(grid[column]), part)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if len(labels) > 1:
       figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     _save(figure, path)
+
+
+def _bars(part: Panel) -> float:
+  return len(part.names) * (len(part.series) + 0.7)
+
+
+def _rows(parts: Sequence[Panel]) -> list[list[Panel]]:
+  """Panels as they stand, cut into equal pieces where one has more bars than a row takes."""
+  rows: list[list[Panel]] = [[]]
+  for part in parts:
+    count = math.ceil(_bars(part) / _ROW)
+    size = math.ceil(len(part.names) / count)
+    for start in range(0, len(part.names), size):
+      here = slice(start, start + size)
+      series = {who: values[here] for who, values in part.series.items()}
+      piece = Panel(part.label, part.names[here], series)
+      if rows[-1] and sum(map(_bars, [*rows[-1], piece])) > _ROW:
+        rows.append([])
+      rows[-1].append(piece)
+  return rows
 
 
 def _upright(axes, part: Panel) -> None:
@@ -63,14 +89,14 @@ def _upright(axes, part: Panel) -> None:
     drawn = axes.bar(at, [v or 0 for v in values], width * 0.94, label=who, color=colour)
     texts = ["" if v is None else _short(v) for v in values]
     axes.bar_label(drawn, texts, fontsize=8, padding=2)
-  axes.margins(y=0.12)
+  axes.margins(x=0.02, y=0.12)
   axes.set_ylabel(part.label)
   axes.grid(axis="y")
   axes.tick_params(length=0)
-  axes.set_xticks(range(len(part.names)), part.names)
-  room = _BAR * (len(part.series) + 0.7) * 13  # characters that fit below a group
-  if max(map(len, part.names)) > room:
-    axes.set_xticks(range(len(part.names)), part.names, rotation=30, ha="right")
+  room = int(_BAR * (len(part.series) + 0.7) * 11.5)  # characters that fit below a group
+  names = [textwrap.fill(_words(n), room, break_long_words=False) for n in part.names]
+  long = max(len(line) for name in names for line in name.split("\n")) > room
+  axes.set_xticks(range(len(names)), names, **(dict(rotation=30, ha="right") if long else {}))
 
 
 def lying(path: str | os.PathLike, title: str, values: Mapping[str, float]) -> None:
@@ -78,9 +104,11 @@ def lying(path: str | os.PathLike, title: str, values: Mapping[str, float]) -> N
   with matplotlib.rc_context(_STYLE):
     figure = _figure((6.4, 0.27 * len(values) + 1.0), title)
     axes = figure.add_subplot()
-    drawn = axes.barh(list(values), list(values.values()), 0.7, color=OWN)
+    drawn = axes.barh(list(map(_words, values)), list(values.values()), 0.7, color=OWN)
     axes.bar_label(drawn, [_short(v) for v in values.values()], fontsize=9, padding=3)
     axes.margins(x=0.12, y=0.02)
+    if min(values.values()) >= 0:
+      axes.set_xlim(0, None if max(values.values()) else 1)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.tick_params(length=0)
@@ -99,9 +127,12 @@ def curves(
       colour = OTHERS[(i - 1) % 2] if i else OWN
       axes.plot(list(points), list(points.values()), "o-", color=colour, label=who, linewidth=2)
       for at, value in points.items():
-        axes.annotate(_short(value), (at, value), (0, 7), textcoords="offset points",
+        away = (0, -15 if i % 2 else 7)  # from the other curve's values
+        axes.annotate(_short(value), (at, value), away, textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip
     axes.margins(x=0.08, y=0.2)
+    if min(v for points in series.values() for v in points.values()) >= 0:
+      axes.set_ylim(max(0.0, axes.get_ylim()[0]))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid()
@@ -111,12 +142,19 @@ def curves(
 
 
 def _short(value: float) -> str:
+  if 0 < abs(value) < 0.1:
+    return f"{value:.2g}"
   return paper.shown(round(value, 1 if abs(value) >= 100 else 2))
+
+
+def _words(name: str) -> str:
+  return name.replace("_", " ")
 
 
 def _figure(size: tuple[float, float], title: str) -> Figure:
   figure = Figure(figsize=size, layout="constrained")
   FigureCanvasAgg(figure)
+  title = textwrap.fill(title, int(9 * size[0]))
   figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
   return figure
 

@@ -23,6 +23,14 @@ TABLES = {
 GUIDANCE = 9
 _OWN = "Built-in tasks"
 _MANY = {"genai-bench": BASIC + ADVANCED, "vbench": ("total", "quality", "semantic")}
+# What categories are where "by ..." does not say it.
+_KINDS = {
+  "used": "share of the codebook in use, by depth",
+  "perplexity": "perplexity of the codes, by depth",
+  "raw": "raw scores by dimension", "dimension": "normalised scores by dimension, in %",
+  "random": "random questions", "popular": "popular questions",
+  "adversarial": "adversarial questions", "category": "FID by category (lower is better)",
+}  # fmt: skip
 Row = tuple[float | None, ...]
 
 
@@ -89,11 +97,12 @@ def _section(folder: str, result: dict[str, Any], directory: pathlib.Path) -> li
   for kind, values in result["categories"].items():
     flat = {name: v for name, v in values.items() if isinstance(v, int | float)}
     if flat:
-      lines += [f"By {kind.replace('_', ' ')}:", ""]
+      said = _KINDS.get(kind, f"by {kind.replace('_', ' ')}")
+      lines += [f"{said[0].upper()}{said[1:]}:", ""]
       lines += [*_table(["", "value"], [[n, paper.shown(v)] for n, v in flat.items()]), ""]
       if 2 <= len(flat) <= 40:
         name = f"charts/{_slug(folder)}-{_slug(kind)}.png"
-        words = f"{title} by {kind.replace('_', ' ')}"
+        words = f"{title}{':' * (kind in _KINDS)} {said}"
         _chart(directory / name, words, kind, result, flat)
         lines += [f"![{words}]({name})", ""]
   return lines

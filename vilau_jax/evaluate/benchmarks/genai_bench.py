@@ -1,8 +1,8 @@
 """GenAI-Bench (Li et al. 2024), table 5: VQAScore of drawings by skill.
 
 The score comes from CLIP-FlanT5, which lives in its own environment (t2v-metrics 3.0): drawings are
-written as its scripts expect, and its scores are read and averaged here. Where t2v_metrics can be
-imported, it is called.
+written as its scripts expect, vqascore.py scores them there, and the scores are read and averaged
+here. Where t2v_metrics can be imported, it is called.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vilau_jax.data import media
-from vilau_jax.evaluate import drawing_tasks
+from vilau_jax.evaluate import drawing_tasks, vqascore
 from vilau_jax.evaluate.drawing_tasks import Wish
 from vilau_jax.evaluate.task import (
   Found,
@@ -30,8 +30,6 @@ from vilau_jax.evaluate.task import (
 
 BASIC = ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic")
 ADVANCED = ("counting", "comparison", "differentiation", "negation", "universal", "advanced")
-QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore's
-ANSWER = "Yes"
 MODEL = "vilau_jax"
 QUALITY = 95  # of the JPEGs; the official generator's is Pillow's 75
 
@@ -83,13 +81,16 @@ class GenaiBench:
     raise ValueError(f"{self.name} can't be scored from a file of answers; give --model")
 
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
-    folder = found.directory / "images" / MODEL
     if self.options.external_scores is not None:
       scores = read_scores(self.options.external_scores)
     elif importlib.util.find_spec("t2v_metrics") is not None:
-      scores = _vqascores(requests, found.directory)
+      wanted = [(str(found.directory / r.content.file), r.content.prompt) for r in requests]
+      scores = dict(zip((r.truth for r in requests), vqascore.official_scores(wanted)))
     else:
-      note = f"no scores: run t2v-metrics 3.0 on {folder} and give --external_scores=FILE"
+      note = (
+        f"no scores: run `python {vqascore.__file__} {found.directory}` in an environment of "
+        f"t2v-metrics 3.0, then give --external_scores={found.directory / vqascore.FILE}"
+      )
       return Scores({}, len(requests), partial=note)
     known = {r.truth for r in requests}
     unknown, lacking = set(scores) - known, known - set(scores)
@@ -110,7 +111,7 @@ def by_skill(scores: Mapping[int, float], prompts) -> float:
   return mean(scores[i] for i in sorted(set(prompts)))
 
 
-def vqascore(logits: np.ndarray, labels: Sequence[int]) -> float:
+def geometric_mean(logits: np.ndarray, labels: Sequence[int]) -> float:
   """exp of minus the mean cross-entropy of the answer's tokens, its end included: what the code of
   CLIP-FlanT5 returns, the geometric mean of the tokens' probabilities.
 
@@ -144,21 +145,6 @@ def read_scores(file: str) -> dict[int, float]:
     return {int(k): float(v) for k, v in items}
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path}: must hold a score for each prompt's index: {error}") from error
-
-
-def _vqascores(requests: Sequence[Request], directory: pathlib.Path) -> dict[int, float]:
-  import t2v_metrics
-  import torch
-
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  scorer = t2v_metrics.VQAScore(model="clip-flant5-xxl", device=device)
-  words = dict(question_template=QUESTION, answer_template=ANSWER)
-  return {
-    r.truth: float(
-      scorer(images=[str(directory / r.content.file)], texts=[r.content.prompt], **words)
-    )
-    for r in requests
-  }
 
 
 def _write_jpeg(picture: np.ndarray, path: pathlib.Path) -> None:
