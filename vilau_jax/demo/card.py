@@ -47,8 +47,7 @@ def tower_quality(model: VilaU) -> tuple[list[list[Any]], np.ndarray]:
   Raises:
     ValueError: for a model without a tower that makes codes.
   """
-  model.runtime.need("tower")
-  side = model.config.tower.image_size
+  side = model.runtime.tower.image_size
   scenes = [emoji.render(scene, side) for scene in emoji.pictures(PICTURES, "test", 0)]
   squares = np.stack([media.to_square(scene, side) for scene in scenes])
   codes = model.encode_images(squares)

@@ -177,7 +177,10 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
 
   inputs, outputs = [turns, shown, box, temperature, seed], [turns, shown, talk, box, status]
   _run([box.submit], stop, tickets, ask, inputs, outputs, status)
-  fresh = lambda: ([], [], [], {"text": "", "files": []}, "")  # noqa: E731
+
+  def fresh():
+    return [], [], [], {"text": "", "files": []}, ""
+
   again.click(fresh, None, outputs, queue=False, **PRIVATE)
 
 
