@@ -63,7 +63,7 @@ def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
   notebook = jupytext.read(ROOT / "notebooks" / f"{name}.ipynb")
   began = time.monotonic()
   where = {"metadata": {"path": str(ROOT / "notebooks")}}
-  nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
+  nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
   print(f"{name}: {time.monotonic() - began:.0f} s")
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert any("assert" in cell.source for cell in code)

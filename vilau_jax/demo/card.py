@@ -58,7 +58,7 @@ def tower_quality(model: VilaU) -> tuple[list[list[Any]], np.ndarray]:
     near = float(psnr(squares / 255, drawn / 255).mean())
     rows.append([d + 1, round(near, 2), used, round(perplexity, 1)])
     shown.append(drawn[:6])
-  captions = [f"{'picture' if i == 0 else f'{i} codes'}" for i in range(len(shown))]
+  captions = ["picture", "1 code"] + [f"{i} codes" for i in range(2, len(shown))]
   return rows, sheet(shown, captions, max(1, 96 // side))
 
 
