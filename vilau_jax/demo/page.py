@@ -17,7 +17,7 @@ STYLE = """
 .block.status {min-height: 2.6em; padding: 0 !important}
 #talk img {max-height: 110px; width: auto}
 .status .error {color: #b91c1c; font-weight: 600}
-.status progress {width: 100%; height: .5em; accent-color: #f97316}
+.status progress {width: 100%; height: .5em}
 .gallery .grid-wrap, #sheet img {padding-top: 34px}
 #talk [aria-label="Share"], #talk [title="Share"] {display: none}
 .gallery img, .codes img {image-rendering: pixelated}
