@@ -1,5 +1,6 @@
 """Notebooks: their two forms agree and hold no output; each runs from top to bottom."""
 
+import importlib.util
 import os
 import pathlib
 import time
@@ -50,6 +51,8 @@ def run(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
+  if "plan" in name and importlib.util.find_spec("libtpu") is None:
+    pytest.skip("needs libtpu, of the extra plan")
   given = dict(
     VILAU_RUN=run, VILAU_MODEL=run / "finetune", VILAU_WORK=tmp_path, VILAU_STEPS=16,
     VILAU_RELEASE=ROOT / "tests" / "golden" / "a" / "checkpoint",
@@ -60,7 +63,7 @@ def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
   notebook = jupytext.read(ROOT / "notebooks" / f"{name}.ipynb")
   began = time.monotonic()
   where = {"metadata": {"path": str(ROOT / "notebooks")}}
-  nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
+  nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
   print(f"{name}: {time.monotonic() - began:.0f} s")
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert any("assert" in cell.source for cell in code)

@@ -46,7 +46,7 @@ def build(kind: str, source: pathlib.Path, target: pathlib.Path) -> pathlib.Path
 @pytest.mark.nightly
 def test_sdist_and_wheel_hold_everything_and_run_in_a_clean_environment(tmp_path):
   left_out = shutil.ignore_patterns(
-    ".venv", ".git", "runs", "*.egg-info", "build", "dist", "__pycache__"
+    ".venv*", ".git", "runs", "*.egg-info", "build", "dist", "__pycache__"
   )
   shutil.copytree(ROOT, tmp_path / "tree", ignore=left_out, symlinks=True)
   sdist = build("sdist", tmp_path / "tree", tmp_path)

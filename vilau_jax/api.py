@@ -207,10 +207,11 @@ class VilaU(Seeing):
     engine = self.runtime.engine
     limits = text.limits(prompts, max_new_tokens, engine.context)
     jobs = map(slots.Job, prompts, seeds, limits, range(len(prompts)))
+    tokenizer = self.runtime.words
     answers = [""] * len(prompts)
     count = min(bucket(len(prompts), 1), positive("batch_size", batch_size))
-    for job, ids in slots.write(engine, jobs, wish, slots=count, stop=[self.tokenizer.eos]):
-      answers[job.tag] = self.tokenizer.decode(ids).strip()
+    for job, ids in slots.write(engine, jobs, wish, slots=count, stop=[tokenizer.eos]):
+      answers[job.tag] = tokenizer.decode(ids).strip()
     return answers
 
   def stream_text(
@@ -231,9 +232,9 @@ class VilaU(Seeing):
     wish = sampling.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     steps = text.stream(
       self.runtime.engine, prompts, wish, sampling.output_seeds(seed, 1),
-      max_new_tokens=max_new_tokens, stop=[self.tokenizer.eos],
+      max_new_tokens=max_new_tokens, stop=[self.runtime.words.eos],
     )  # fmt: skip
-    return text.pieces(self.tokenizer, (int(step[0]) for step in steps))
+    return text.pieces(self.runtime.words, (int(step[0]) for step in steps))
 
   def generate(
     self,

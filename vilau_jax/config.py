@@ -149,14 +149,18 @@ class TowerConfig:
 
   @property
   def image_size(self) -> int:
-    return self.vision.image_size if self.encoder == "siglip" else self.cnn.resolution
+    if self.encoder == "siglip" and self.vision is not None:
+      return self.vision.image_size
+    assert self.cnn is not None  # see __post_init__
+    return self.cnn.resolution
 
   @property
   def grid(self) -> int:
     """Side of the code grid."""
-    if self.encoder == "siglip":
+    if self.encoder == "siglip" and self.vision is not None:
       latent = self.vision.grid
     else:
+      assert self.cnn is not None  # see __post_init__
       latent = self.cnn.resolution // 2 ** (len(self.cnn.multipliers) - 1)
     return latent // self.quantizer.fold
 

@@ -1,6 +1,7 @@
 """The named architectures: the paper's, one for tests and one for the quickstart."""
 
 import dataclasses
+from typing import Any
 
 from vilau_jax.config import (
   CnnConfig,
@@ -22,7 +23,7 @@ def _presets() -> dict[str, VilaUConfig]:
   llama_1b3 = LlamaConfig(
     width=2048, hidden=5504, depth=24, heads=16, kv_heads=16, rope_scaling=2.0
   )
-  so400m = dict(width=1152, hidden=4304, depth=27, heads=16)
+  so400m: dict[str, Any] = dict(width=1152, hidden=4304, depth=27, heads=16)
   tower_384 = TowerConfig(
     vision=VisionConfig(image_size=384, patch_size=14, **so400m),
     text=TextConfig(**so400m),

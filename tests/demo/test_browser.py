@@ -25,7 +25,7 @@ pytestmark = [
   pytest.mark.nightly,
   pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome"),
 ]
-PATIENCE = 120_000  # milliseconds; the first drawing compiles
+PATIENCE = 300_000  # milliseconds; the first drawing compiles, perhaps on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def says(page, where: str, words: str) -> None:
   playwright.expect(page.locator(where)).to_contain_text(words, timeout=PATIENCE)
 
 
-def keep(page, name: str) -> None:
+def keep(page, name: str, settle: float = 500) -> None:
   folder = os.environ.get("VILAU_SCREENSHOTS")
   if folder:
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(settle)
     page.screenshot(path=pathlib.Path(folder) / f"{name}.png")
 
 
@@ -105,34 +105,46 @@ def test_chat_about_an_uploaded_picture(visit, picture):
       "() => !/reading|writing/.test(document.querySelector('#status-chat').innerText)"
     )
   keep(page, "chat")
+  assert not page.get_by_label("Share").filter(visible=True).count()
   said = page.locator("#status-chat").inner_text()
   assert said.strip() in ("", "the model had nothing to say; ask otherwise")
   if os.environ.get("VILAU_MODEL"):
-    assert page.locator("[data-testid=bot], .message.bot").count() == 2
+    assert page.locator("[data-testid=bot]").count() == 2
 
 
-def test_draw_shows_progress_and_gives_metadata(visit):
+SEEN = """() => {
+  window.seen = [];
+  const all = (name) => document.querySelectorAll(name);
+  new MutationObserver(() => window.seen.push(
+    [all('#status-image')[0].innerText, all('.gallery img').length]
+  )).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def test_draw_shows_rows_as_they_appear_and_gives_metadata(visit):
   page = visit("Draw")
+  page.get_by_label("number input for Number").first.fill("16")
+  page.keyboard.press("Tab")
+  page.evaluate(SEEN)
   page.locator("#start-image").click()
-  says(page, "#status-image", "positions")
-  keep(page, "drawing")
-  says(page, "#status-image", "4 drawn in")
-  assert page.locator(".gallery img").count() >= 4
+  says(page, "#status-image", "16 drawn in")
+  under_way = [count for words, count in page.evaluate("window.seen") if "positions" in words]
+  assert under_way and max(under_way) >= 16  # pictures that were not finished
   keep(page, "draw")
   with page.expect_download() as waiting:
-    page.get_by_text("Download with metadata").click()
+    page.get_by_role("button", name="Download with metadata").first.click()
   assert waiting.value.suggested_filename == "drawings.zip"
 
 
-def test_cancel_ends_a_drawing(visit):
-  page = visit("Draw")
-  page.locator("#prompt-image textarea").fill("three owls on a pink background")
-  page.get_by_label("number input for Number").fill("16")
+def test_cancel_ends_a_film_under_way(visit):
+  page = visit("Animate")
+  page.locator("#prompt-video textarea").fill("an owl moving to the right on a pink background")
+  page.get_by_label("number input for Number").last.fill("16")
   page.keyboard.press("Tab")
-  page.locator("#start-image").click()
-  says(page, "#status-image", "positions")
-  page.locator("#stop-image").click()
-  says(page, "#status-image", "cancelled after")
+  page.locator("#start-video").click()
+  says(page, "#status-video", "left")
+  page.locator("#stop-video").click()
+  says(page, "#status-video", "cancelled after")
   keep(page, "cancelled")
 
 
@@ -168,8 +180,9 @@ def test_tokenise_shows_depths_and_refuses_what_is_no_picture(visit, picture, tm
 def test_inspect_measures_the_tower(visit):
   page = visit("Inspect")
   page.locator("#start-quality").click()
-  page.get_by_text("Measure the tower").wait_for()
-  page.wait_for_function("() => document.querySelectorAll('#tower td').length > 8")
+  page.locator("#sheet img").wait_for()
+  table = page.locator("body").inner_text().split("perplexity")[-1].split()
+  assert table[:16:4] == ["1", "2", "3", "4"]  # a row a depth
   keep(page, "inspect")
 
 

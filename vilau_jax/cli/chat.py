@@ -9,6 +9,8 @@ vilau chat --model=DIR
 
 from absl import flags
 
+from vilau_jax.cli.interrupts import Interrupts
+
 # Overridable, so that several commands can be imported into one process.
 _MODEL = flags.DEFINE_string(
   "model", None, "model directory or training workdir (required)", allow_override=True
@@ -51,12 +53,15 @@ def main(argv: list[str]) -> int:
 def answer(model, turns: list[dict]) -> str:
   """Prints the answer to the turns as it is written, and returns it."""
   written = ""
-  for piece in model.stream_text(
+  pieces = model.stream_text(
     [turns], max_new_tokens=_TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value,
     seed=_SEED.value,
-  ):  # fmt: skip
-    print(piece, end="", flush=True)
-    written += piece
+  )  # fmt: skip
+  with Interrupts() as interrupts:
+    for piece in pieces:
+      print(piece, end="", flush=True)
+      written += piece
+      interrupts.check()
   print()
   return written.strip()
 

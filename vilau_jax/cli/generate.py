@@ -87,6 +87,7 @@ def draw(kind: str, prompts: list[str]) -> int:
       batch = tasks[start : start + _BATCH.value]
       for (seed, prompt), pixels in zip(batch, _draw(model, kind, batch, watch.seen)):
         gallery.add(pixels, {"prompt": prompt, "seed": seed, **made_by}, _FPS.value)
+      watch.interrupts.check()
   grid = gallery.sheet(_COLUMNS.value)
   shown = ", ".join(gallery.names[:4]) + (", ..." if len(gallery.names) > 4 else "")
   print(f"{len(tasks)} {kind}(s) {watch.summary()}: {shown} in {_OUTPUT.value}")

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
   import jax  # flags first: jax takes seconds
 
   from vilau_jax import sharding
+  from vilau_jax.cli.interrupts import Interrupts
   from vilau_jax.cli.progress import Bar
   from vilau_jax.cli.watch import Watch
   from vilau_jax.generate import throughput
@@ -72,11 +73,16 @@ def main(argv: list[str]) -> int:
   mesh = sharding.make_mesh(tensor=_TENSOR.value, devices=devices) if len(devices) > 1 else None
   model = Watch().load(_MODEL.value, mesh=mesh)
   ways = mesh.shape["data"] if mesh else 1
-  with Bar(f"{_KIND.value}s") as bar:
+  with Interrupts() as interrupts, Bar(f"{_KIND.value}s") as bar:
+
+    def seen(summary) -> None:
+      bar.update(summary.made + summary.found, summary.total)
+      interrupts.check()
+
     summary = throughput.run(
       model.runtime, _PROMPTS.value, _OUTPUT.value, _settings(model),
       identity=model.identity(), batch_size=_BATCH.value * ways, process=process,
-      on_progress=lambda s: bar.update(s.made + s.found, s.total),
+      on_progress=seen,
     )  # fmt: skip
   print(
     f"{_OUTPUT.value}: {summary.made} made, {summary.found} were there, {summary.rejected} records "

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 from vilau_jax.cli.compile_cache import use_compile_cache
+from vilau_jax.cli.interrupts import Interrupts
 from vilau_jax.cli.progress import Bar
 
 
@@ -15,6 +16,7 @@ class Watch:
     loading: seconds of it.
     first: seconds until the first row of the grid was there: tracing, compiling, the prompt.
     rate: visual positions a second behind that, None before two rows.
+    interrupts: of `drawing`; `seen` checks them at every row but the last.
   """
 
   def __init__(self):
@@ -23,6 +25,7 @@ class Watch:
     self._began = self._total = 0.0
     self._outputs = self._finished = self._first_done = 0
     self._bar: Bar | None = None
+    self.interrupts = Interrupts()
     use_compile_cache()
 
   def load(self, path: str, **kwargs):
@@ -38,9 +41,9 @@ class Watch:
 
   @contextlib.contextmanager
   def drawing(self, outputs: int) -> Iterator[None]:
-    """Inside of it `seen` shows progress of so many outputs."""
+    """Inside of it `seen` shows progress of so many outputs, and Ctrl-C ends it between rows."""
     self._outputs, self._began = outputs, time.monotonic()
-    with Bar("compiling") as self._bar:
+    with self.interrupts, Bar("compiling") as self._bar:
       yield
     self._total = time.monotonic() - self._began
 
@@ -54,6 +57,8 @@ class Watch:
       self.rate = (done - self._first_done) / (now - self.first)
     if progress.done == progress.total:
       self._finished += here
+    else:
+      self.interrupts.check()
     text = "drawing" if self.rate is None else f"drawing, {self.rate:.0f} positions/s"
     self._bar.update(done, self._outputs * progress.total, text)
 

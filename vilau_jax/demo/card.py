@@ -47,8 +47,7 @@ def tower_quality(model: VilaU) -> tuple[list[list[Any]], np.ndarray]:
   Raises:
     ValueError: for a model without a tower that makes codes.
   """
-  model.runtime.need("tower")
-  side = model.config.tower.image_size
+  side = model.runtime.tower.image_size
   scenes = [emoji.render(scene, side) for scene in emoji.pictures(PICTURES, "test", 0)]
   squares = np.stack([media.to_square(scene, side) for scene in scenes])
   codes = model.encode_images(squares)
@@ -59,7 +58,7 @@ def tower_quality(model: VilaU) -> tuple[list[list[Any]], np.ndarray]:
     near = float(psnr(squares / 255, drawn / 255).mean())
     rows.append([d + 1, round(near, 2), used, round(perplexity, 1)])
     shown.append(drawn[:6])
-  captions = [f"{'picture' if i == 0 else f'{i} codes'}" for i in range(len(shown))]
+  captions = ["picture", "1 code"] + [f"{i} codes" for i in range(2, len(shown))]
   return rows, sheet(shown, captions, max(1, 96 // side))
 
 

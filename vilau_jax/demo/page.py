@@ -14,9 +14,12 @@ from vilau_jax.demo.tickets import Tickets
 
 KEEP_SECONDS = 3600  # files of visitors
 STYLE = """
-.status {min-height: 2.6em}
+.block.status {min-height: 2.6em; padding: 0 !important}
+#talk img {max-height: 110px; width: auto}
 .status .error {color: #b91c1c; font-weight: 600}
 .status progress {width: 100%; height: .5em}
+.gallery .grid-wrap, #sheet img {padding-top: 34px}
+#talk [aria-label="Share"], #talk [title="Share"] {display: none}
 .gallery img, .codes img {image-rendering: pixelated}
 footer {display: none !important}
 """
@@ -137,7 +140,8 @@ def _seeds() -> gr.Number:
 def _chat(studio: Studio, tickets: Tickets) -> None:
   turns, shown = gr.State([]), gr.State([])
   talk = gr.Chatbot(
-    label="Conversation", height=430, buttons=["copy"], feedback_options=None, allow_tags=False,
+    label="Conversation", height=480, buttons=["copy"], feedback_options=None, allow_tags=False,
+    elem_id="talk",
     placeholder="Add a picture or a video, and ask about it; or just talk.",
   )  # fmt: skip
   box = gr.MultimodalTextbox(
@@ -146,7 +150,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
   )  # fmt: skip
   status = gr.HTML(elem_classes="status", elem_id="status-chat")
   with gr.Row():
-    stop, again = gr.Button("Stop"), gr.Button("New conversation")
+    stop, again = gr.Button("Stop", size="sm"), gr.Button("New conversation", size="sm")
   with gr.Accordion("Settings", open=False), gr.Row():
     temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: most likely words")
     seed = _seeds()
@@ -177,7 +181,10 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
 
   inputs, outputs = [turns, shown, box, temperature, seed], [turns, shown, talk, box, status]
   _run([box.submit], stop, tickets, ask, inputs, outputs, status)
-  fresh = lambda: ([], [], [], {"text": "", "files": []}, "")  # noqa: E731
+
+  def fresh():
+    return [], [], [], {"text": "", "files": []}, ""
+
   again.click(fresh, None, outputs, queue=False, **PRIVATE)
 
 
@@ -218,7 +225,7 @@ def _drawing(studio: Studio, tickets: Tickets, folder: pathlib.Path, kind: str) 
     with gr.Column(scale=3):
       if image:
         view = gr.Gallery(
-          label="Drawings", columns=4, object_fit="contain", height=420, format="png",
+          label="Drawings", columns=4, object_fit="contain", height=500, format="png",
           elem_classes="gallery", interactive=False, buttons=["download", "fullscreen"],
         )  # fmt: skip
         film = gr.State(None)
@@ -226,7 +233,12 @@ def _drawing(studio: Studio, tickets: Tickets, folder: pathlib.Path, kind: str) 
         film = gr.Video(
           label="Film", autoplay=True, loop=True, height=300, elem_id="film", interactive=False
         )
-        view = gr.Image(label="Frames", elem_classes="codes", interactive=False)
+        view = gr.Image(
+          label="Frames",
+          elem_classes="codes",
+          interactive=False,
+          buttons=["download", "fullscreen"],
+        )
       take = gr.DownloadButton("Download with metadata", interactive=False)
 
   def work(cancel, prompt, count, cfg, temperature, top_k, top_p, seed):
@@ -278,12 +290,12 @@ def _tokenise(studio: Studio) -> None:
     with gr.Column(scale=3):
       drawn = gr.Gallery(
         label="The picture as the tower sees it, and drawn from its first 1, 2, .. codes",
-        columns=5, object_fit="contain", height=230, elem_classes="gallery", format="png",
+        columns=5, object_fit="contain", height=250, elem_classes="gallery", format="png",
         interactive=False, buttons=["fullscreen"],
       )  # fmt: skip
       maps = gr.Gallery(
         label="Codes by depth: equal codes have equal colours", columns=5, object_fit="contain",
-        height=230, elem_classes="gallery", format="png", interactive=False,
+        height=250, elem_classes="gallery", format="png", interactive=False,
         buttons=["fullscreen"],
       )  # fmt: skip
 
@@ -324,10 +336,12 @@ def _inspect(studio: Studio) -> None:
     table = gr.Dataframe(
       headers=["codes", "PSNR in dB", "codes in use", "perplexity"],
       label="Tower",
-      elem_id="tower",
       interactive=False,
     )
-    sheet = gr.Image(label="Pictures, and drawn from 1, 2, .. codes", interactive=False)
+    sheet = gr.Image(
+      label="Pictures, and drawn from 1, 2, .. codes", interactive=False, elem_id="sheet",
+      buttons=["fullscreen"],
+    )  # fmt: skip
   with gr.Accordion("Config", open=False):
     gr.Code(card.config(studio.model), language="json", interactive=False)
 

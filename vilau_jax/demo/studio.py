@@ -166,12 +166,12 @@ class Studio:
     Raises:
       ValueError: for a file that is no picture, or a model without a tower.
     """
-    self.model.runtime.need("tower")
+    tower = self.model.runtime.tower
     square = uploads.picture(path, self.side, self.limits)
     codes = self.model.encode_images(square[None])[0]
     depth = codes.shape[-1]
     steps = [self.model.decode_codes(codes[None, ..., :r])[0] for r in range(1, depth + 1)]
-    entries = self.model.config.tower.quantizer.entries
+    entries = tower.quantizer.entries
     return Tokens(
       square, codes, [colours(entries)[codes[..., d]] for d in range(depth)], steps,
       [float(value) for value in psnr(square[None] / 255, np.stack(steps) / 255)],

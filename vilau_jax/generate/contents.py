@@ -88,7 +88,7 @@ def to_turns(
           opened = _open(part, side, frames, f"conversation {i}")
           places[id(part)] = (_kind(part), len(pictures), len(opened))
           pictures += opened
-  codes = encode(np.stack(pictures)) if pictures else None
+  codes = encode(np.stack(pictures)) if pictures else np.zeros((0, 0, 0), np.int32)
 
   def visual(part: Image | Video) -> C.Visual:
     kind, start, count = places[id(part)]
@@ -110,7 +110,7 @@ def _turns(talk: Conversation, name: str) -> list[tuple[str, list[Part]]]:
   return [("user", _parts(talk, name))]
 
 
-def _turn(turn: dict[str, Any], name: str) -> tuple[str, list[Part]]:
+def _turn(turn: Any, name: str) -> tuple[str, list[Part]]:
   if set(turn) != {"role", "content"}:
     raise ValueError(f'{name} needs the keys "role" and "content", got {sorted(turn)}')
   if turn["role"] not in ("user", "human", "assistant", "gpt"):
@@ -144,8 +144,10 @@ def _open(part: Image | Video, side: int, frames: int, name: str) -> list[np.nda
   if not side:
     raise ValueError(f"{name} holds pictures, but this model has no vision tower to see them")
   try:
-    sources = [part.source]
-    if isinstance(part, Video):
+    sources: Sequence[media.Source]
+    if isinstance(part, Image):
+      sources = [part.source]
+    else:
       sources = media.read_video(part.source, frames, part.choose)
     return [media.to_square(source, side) for source in sources]
   except ValueError as error:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vilau_jax import checkpoint
 from vilau_jax.checkpoint import LoadedModel
+from vilau_jax.config import TowerConfig
 from vilau_jax.data import forms, media
 from vilau_jax.data import sequence as sequences
 from vilau_jax.data.conversation import Visual
@@ -120,13 +121,28 @@ class Runtime:
         f"{', '.join(held) or 'nothing that runs'}"
       )
 
-  def need_contrastive(self, *parts: str) -> None:
+  @property
+  def tower(self) -> TowerConfig:
+    """Config of the tower; a model without one that makes codes is refused."""
+    self.need("tower")
+    assert self.config.tower is not None
+    return self.config.tower
+
+  @property
+  def words(self) -> Tokenizer:
+    """The tokenizer; a model without one is refused."""
+    self.need("llm", tokenizer=True)
+    assert self.tokenizer is not None
+    return self.tokenizer
+
+  def need_contrastive(self, *parts: str) -> TowerConfig:
     """Refuses towers without the contrastive route, or without these parts of it."""
     if not self._tower:
       self.need("tower")
-    held = self._tower.get("params", {})
-    if any(p not in held for p in parts) or self.config.tower.encoder != "siglip":
+    tower, held = self.config.tower, self._tower.get("params", {})
+    if any(p not in held for p in parts) or tower is None or tower.encoder != "siglip":
       raise ValueError(f"the tower of {self.path} has no contrastive route for this")
+    return tower
 
   def visual_wish(self, cfg_scale=None, temperature=None, top_k=None, top_p=None):
     """Sampling settings of pictures; None takes the model's."""

@@ -5,6 +5,7 @@ temperature never recompiles. Axis letters: B rows, E entries (codes or text ids
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ class Sampling:
       top_p=not greedy and self.top_p < 1,
     )
 
-  def values(self, entries: int) -> dict[str, np.ndarray]:
+  def values(self, entries: int) -> dict[str, np.generic]:
     """The traced half of the settings."""
     return {
       "temperature": np.float32(self.temperature),
@@ -163,7 +164,7 @@ def draw(
   return jnp.argmax(kept + noise, axis=-1).astype(jnp.int32), finite
 
 
-def output_seeds(seed: int | list[int], count: int) -> list[int]:
+def output_seeds(seed: int | Sequence[int], count: int) -> list[int]:
   """One seed an output: a scalar s gives output i the seed s + i.
 
   Raises:

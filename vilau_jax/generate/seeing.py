@@ -34,8 +34,7 @@ class Seeing:
     Raises:
       ValueError: naming the picture that cannot be read.
     """
-    self.runtime.need("tower")
-    c = self.config.tower
+    c = self.runtime.tower
     squares = self.runtime.squares(images, geometry)
     parts = [np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)]
     parts += [self.runtime.vision.encode(s) for s in squares]
@@ -48,8 +47,7 @@ class Seeing:
     Raises:
       ValueError: for another shape or codes outside of the codebook.
     """
-    self.runtime.need("tower")
-    c = self.config.tower
+    c = self.runtime.tower
     codes = np.asarray(codes)
     if codes.ndim == 4 and codes.shape[1:3] == (c.grid, c.grid):
       codes = codes.reshape(len(codes), -1, codes.shape[-1])
@@ -69,9 +67,10 @@ class Seeing:
   ) -> np.ndarray:
     """Pictures -> L2-normalised float32 [n, D], in the space of embed_texts: the contrastive route
     of the tower, from quantised features; an imported SigLIP has no quantiser, and needs none."""
-    self.runtime.need_contrastive("vision")
+    vision = self.runtime.need_contrastive("vision").vision
+    assert vision is not None
     squares = self.runtime.squares(images, geometry)
-    parts = [np.zeros((0, self.config.tower.vision.width), np.float32)]
+    parts = [np.zeros((0, vision.width), np.float32)]
     return np.concatenate(parts + [self.runtime.vision.embed_images(s) for s in squares])
 
   def embed_texts(self, texts: Sequence[str], canon: str = "lower") -> np.ndarray:
@@ -82,13 +81,14 @@ class Seeing:
       canon: "lower" as in training here; "hf" also drops punctuation, for zero-shot prompts of
         imported SigLIP weights.
     """
-    self.runtime.need_contrastive("text")
+    words = self.runtime.need_contrastive("text").text
+    assert words is not None
     if self.tower_tokenizer_path is None:
       raise ValueError(
         f"{self.path} has no tower_tokenizer.model, so texts cannot be embedded; import or train "
         "it with --tower_tokenizer=FILE (SigLIP's sentencepiece model)"
       )
     texts = [texts] if isinstance(texts, str) else list(texts)
-    tokenizer = TowerTokenizer(self.tower_tokenizer_path, self.config.tower.text.length, canon)
+    tokenizer = TowerTokenizer(self.tower_tokenizer_path, words.length, canon)
     ids = [tokenizer.encode(text) for text in texts]
     return self.runtime.vision.embed_texts(np.array(ids, np.int32).reshape(-1, tokenizer.length))

@@ -10,6 +10,7 @@ Axis letters: B batch, L positions, H heads, K kv heads, C head dim.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,9 @@ def splash(q, k, v, segment_ids, interpret: bool = False):
 
 def triton(q, k, v, segment_ids, interpret: bool = False):
   """The GPU kernel; arguments as in attend_causally."""
-  from jax.experimental.pallas.ops.gpu import attention
+  with warnings.catch_warnings():  # deprecated since jax 0.12 in favour of another package; works
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from jax.experimental.pallas.ops.gpu import attention
 
   size, groups = q.shape[-1], q.shape[2] // k.shape[2]
   k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))

@@ -53,8 +53,8 @@ def make_plan(config: ConfigDict, topology: Topology, workload: str = "train") -
   """
   if workload not in programs.WORKLOADS:
     raise ValueError(f"--workload must be one of {programs.WORKLOADS}, got {workload!r}")
-  mesh = make_mesh(config, topology, workload)
   with quiet_compiler():
+    mesh = make_mesh(config, topology, workload)
     work = getattr(programs, workload)(config, mesh)
     try:
       compiled = work.lower(mesh).compile(compiler_options=topology.compiler_options())
