@@ -7,4 +7,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 prepare_environment test
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+# A process that crashes ends the run: with another in its place, loadfile waits for ever.
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --max-worker-restart=0 "$@"

@@ -10,6 +10,7 @@ from vilau_jax.cli import main
 from vilau_jax.config import VilaUConfig
 
 
+@pytest.mark.slow
 def test_every_workload_is_timed():
   sizes = Sizes(batch=2, prompt=7, length=32, positions=8)
   result = model.measure(VilaUConfig.from_preset("tiny"), sizes, rounds=3)

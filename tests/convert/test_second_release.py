@@ -121,6 +121,7 @@ def test_every_tensor_is_used_once(release, imported):
   assert all(r["into"] for r in records)
 
 
+@pytest.mark.slow
 def test_export_gives_the_same_bits(release, imported, tmp_path):
   convert.export_checkpoint("vila-u", imported[0], tmp_path / "out")
   got, want = tensors(tmp_path / "out"), tensors(release)
@@ -137,6 +138,7 @@ def test_export_gives_the_same_bits(release, imported, tmp_path):
   convert.verify(tmp_path / "again", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_release_with_all_copies_gives_the_same_model(imported, tmp_path):
   second_release.write(tmp_path / "copies", copies=True)
   report = convert.import_checkpoint("vila-u", tmp_path / "copies", tmp_path / "model")
@@ -146,6 +148,7 @@ def test_a_release_with_all_copies_gives_the_same_model(imported, tmp_path):
   assert_same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "copies"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["quantizer.codebooks.4.embed_ema", "siglip_model.logit_bias",
            "quantizer.codebooks.2.weight"],
@@ -161,6 +164,7 @@ def test_copies_that_differ_are_refused(tmp_path, name):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["r"]
 
 
+@pytest.mark.slow
 def test_half_a_set_of_copies_and_shards(imported, tmp_path):
   """Some trainers write some aliases; the language model comes in shards."""
   second_release.write(tmp_path / "r", copies=True, shards=3)
@@ -174,6 +178,7 @@ def test_half_a_set_of_copies_and_shards(imported, tmp_path):
   convert.verify(tmp_path / "m", tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_a_release_inside_a_folder_called_model(release, imported, tmp_path):
   shutil.copytree(release, tmp_path / "run" / "model")
   convert.import_checkpoint("vila-u", tmp_path / "run", tmp_path / "m")

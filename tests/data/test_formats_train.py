@@ -16,6 +16,8 @@ from vilau_jax.train import loop
 from vilau_jax.train import step as steps
 from vilau_jax.train.lm import LmStage
 
+pytestmark = pytest.mark.slow  # the first one compiles a training step
+
 FORMS = {"pair": "t2i", **{kind: kind for kind in ("interleaved", "t2v", "t2i", "i2t", "sft")}}
 
 

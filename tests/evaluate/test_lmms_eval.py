@@ -16,6 +16,8 @@ import vilau_jax
 from vilau_jax.evaluate import lmms_eval
 from vilau_jax.evaluate.replicas import Replicas
 
+pytestmark = pytest.mark.slow  # compiles text and picture prompts of every length it meets
+
 CONTRACT = json.loads(
   (pathlib.Path(__file__).parent.parent / "golden" / "eval" / "lmms_eval_contract.json").read_text()
 )

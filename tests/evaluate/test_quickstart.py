@@ -21,6 +21,8 @@ PROMISED = """psnr_scenes psnr_easy_vqa psnr_video retrieval_at_1 easy_vqa_accur
   t2i_count t2i_all_count_scenes t2i_pairs t2v_object t2v_direction scorer_ceiling_all
   scorer_ground_truth_all codes_used_1 perplexity_1 minutes_total""".split()
 
+pytestmark = pytest.mark.slow  # they share one evaluation of a model
+
 
 @functools.cache
 def place() -> pathlib.Path:
@@ -45,7 +47,6 @@ def timeless(path):
           if k not in ("minutes_total", "stage_seconds")}  # fmt: skip
 
 
-@pytest.mark.slow
 def test_report_json_holds_every_promised_figure():
   report = json.loads(evaluated().figures.read_text())
   for name in PROMISED:

@@ -101,6 +101,7 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
   return float(jax.scipy.stats.chi2.sf(statistic, len(observed) - 1))
 
 
+@pytest.mark.slow
 def test_the_joint_distribution_is_unchanged():
   """6000 pictures against the exact law of all 6561; the same pictures are far from other laws,
   so the test has power."""

@@ -150,6 +150,7 @@ def test_an_lm_run_carries_its_tower_and_loads_whole(tower_run, lm_run):
   assert {p.name for p in step.iterdir()} >= {"params", "opt"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_whole_model_and_keeps_the_frozen(lm_run, tmp_path):
   config = ConfigDict(lm_run[0].to_dict())
   config.init_from = dict(whole=str(lm_run[1]))
@@ -166,6 +167,7 @@ def test_fine_tuning_starts_from_the_whole_model_and_keeps_the_frozen(lm_run, tm
   assert train(config, tmp_path / "tuned")["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_tower_can_start_from_parts_of_another(tower_run, tmp_path):
   config = ConfigDict(tower_run[0].to_dict())
   config.init_from = dict(decoder=str(tower_run[1]), text=str(tower_run[1]))
@@ -183,6 +185,7 @@ def test_a_tower_can_start_from_parts_of_another(tower_run, tmp_path):
     train(config, tmp_path / "run2")
 
 
+@pytest.mark.slow
 def test_code_scale_can_be_measured(lm_run, tmp_path):
   config = ConfigDict(lm_run[0].to_dict())
   config.code_scale, config.steps = "auto", 1
@@ -219,6 +222,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tower_run, tmp_path):
     train(tower_run[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_longer_schedule_goes_on(tower_run, tmp_path):
   config = changed(tower_run[0], steps=2)
   config.log.samples_every = 0
@@ -254,6 +258,7 @@ def test_an_lm_run_needs_its_tower(lm_run, tower_run, tmp_path):
     train(config, tmp_path / "run2")
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run_before_the_next_checkpoint(tower_run, tmp_path):
   config = ConfigDict(tower_run[0].to_dict())
   config.optim.update(dict(peak_lr=1e30, clip=0.0))

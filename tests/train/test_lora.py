@@ -44,7 +44,10 @@ def loss_of(stage, params, frozen, batch):
   return float(jax.jit(stage.loss)(params, frozen, batch, counts, jax.random.key(1))[0])
 
 
-@pytest.mark.parametrize("base", ["", "nf4", "int8"])
+@pytest.mark.parametrize(
+  "base",
+  [pytest.param("", marks=pytest.mark.slow), "nf4", pytest.param("int8", marks=pytest.mark.slow)],
+)
 def test_merged_weights_compute_what_base_and_adapters_do(base):
   targets = ("llm",) if base == "nf4" else TARGETS  # others are narrower than a tile
   stage, batch = lm_stage(base, targets)

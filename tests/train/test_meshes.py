@@ -133,6 +133,7 @@ def test_dropout_changes_with_the_step_and_only_with_it():
   assert step(state) != step(state.replace(step=state.step + 1))
 
 
+@pytest.mark.slow
 def test_without_quantiser_the_tower_sees_its_own_features():
   c, model = experiments.tower()
   c.loss.quantizer_start = 2

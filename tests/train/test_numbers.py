@@ -72,6 +72,7 @@ def test_bfloat16_stays_near_float32(float32):
   np.testing.assert_allclose(low["grad_norm"], fine["grad_norm"], rtol=3e-2)
 
 
+@pytest.mark.slow
 def test_a_million_sampled_codes_stay_in_their_range():
   entries, rows, rounds = 37, 2**14, 64
   logits = jax.random.normal(jax.random.key(0), (rows, entries)) * 20
