@@ -47,7 +47,7 @@ EXTRAS = {
     "scipy<1.18",
   ],
   "test": [
-    "pytest>=8",
+    "pytest>=9",
     "pytest-xdist>=3.6",
     "hypothesis>=6",
     "ruff>=0.8",

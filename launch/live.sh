@@ -24,7 +24,7 @@ if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
 fi
 
 log=$(mktemp)
-"$python" -m pytest -rs tests/evaluate/test_{fid,lmms_eval,lmms_live,every_vector,judge}.py \
+"$python" -m pytest -rs -m "not nightly" tests/evaluate/test_{fid,lmms_eval,lmms_live,every_vector,judge}.py \
   tests/evaluate/test_vqascore_live.py | tee "$log"
 if grep -q SKIPPED "$log"; then
   echo "something was skipped; remove $stamp to install again" >&2
