@@ -2,7 +2,7 @@ r"""Quickstart, stage 2: a small language model that reads and draws with that t
 
 vilau train --config=configs/quickstart_lm.py --workdir=runs/quickstart/lm
 
-Two CPU cores, 7 to 15 minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
+Two CPU cores, about ten minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
 in runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
 four questions each. Arguments: "smoke" (a few steps), "long" (several times the steps).
 """
@@ -25,7 +25,7 @@ def get_config(arg=""):
   c.optim.update(
     dict(peak_lr=4e-3, b1=0.9, b2=0.98, weight_decay=0.02, end_lr_fraction=0.02, clip=1.0)
   )
-  c.optim.muon = True  # learns in half of AdamW's steps here
+  c.optim.muon = True  # drawings are right after half of AdamW's steps
   c.optim.warmup = 4 if arg == "smoke" else 50
   # The first codes carry the object, the last ones its texture.
   c.loss.code_depth_weights = (1.5, 1.2, 0.8, 0.5)

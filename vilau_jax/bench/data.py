@@ -15,6 +15,7 @@ import io
 import json
 import pathlib
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -170,6 +171,7 @@ def importing(root: pathlib.Path, small: bool) -> dict[str, float]:
     began = time.process_time()
     imports.run(folder.plan(root / "pictures"), root / f"out{turn}")
     whole.append(time.process_time() - began)
+    shutil.rmtree(root / f"out{turn}")  # a long import too writes into pages that were freed
   del alone[0], whole[0]  # modules and memory come with the first
   return {
     "pillow_per_s": len(paths) / statistics.median(alone),
