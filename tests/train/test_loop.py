@@ -98,7 +98,7 @@ def test_a_tower_run_leaves_a_model_logs_and_samples(tower_run):
 
 BOTH_MESHES = pytest.mark.parametrize(
   "mesh",
-  [dict(data=-1), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)],
+  [dict(data=-1), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.nightly)],
   ids=str,
 )
 
