@@ -5,6 +5,9 @@ vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
     of a copy on the same device.
+vilau bench --config=configs/pretrain_7b_256.py --config.batch_size=8
+    the very step that this config trains with, on random data: seconds, tokens/s, MFU and the peak
+    of memory, beside what `vilau plan` foretells of the same machine.
 """
 
 import json
@@ -12,12 +15,16 @@ import pathlib
 
 import yaml
 from absl import flags
+from ml_collections import config_flags
 
 # Overridable, so that several commands can be imported into one process.
 _MODEL = flags.DEFINE_string(
   "model", None, "model directory or training workdir, for its size", allow_override=True
 )
 _PRESET = flags.DEFINE_string("preset", None, "name of an architecture", allow_override=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "experiment whose step is run, FILE.py or FILE.py:ARG", allow_override=True
+)
 _SET = flags.DEFINE_list("set", [], "fields of the architecture: llm.depth=16", allow_override=True)
 _ONLY = flags.DEFINE_list("only", None, "workloads, default all", allow_override=True)
 _BATCH = flags.DEFINE_integer("batch_size", 1, "pictures or rows at once", allow_override=True)
@@ -29,11 +36,13 @@ _JSON = flags.DEFINE_string("json_file", None, "file for the figures", allow_ove
 
 
 def main(argv: list[str]) -> int:
-  if argv or (_MODEL.value is None) == (_PRESET.value is None):
-    raise ValueError("give either --model=DIR or --preset=NAME")
+  if argv or [_MODEL.value, _PRESET.value, _CONFIG.value].count(None) != 2:
+    raise ValueError("give one of --model=DIR, --preset=NAME and --config=FILE.py")
   for flag in (_BATCH, _PROMPT, _LENGTH, _POSITIONS, _ROUNDS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
+  if _CONFIG.value is not None:
+    return _experiment()
   from vilau_jax import checkpoint  # flags first: jax takes seconds
   from vilau_jax.bench import model
   from vilau_jax.bench.workloads import Sizes
@@ -46,10 +55,35 @@ def main(argv: list[str]) -> int:
   config = config.with_overrides(**overrides(_SET.value))
   sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value)
   result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1), encoding="utf-8")
+  _write(result)
   show(result)
   return 0
+
+
+def _experiment() -> int:
+  """Runs the step of --config."""
+  from vilau_jax.bench import experiment
+  from vilau_jax.cli.train import read_config
+  from vilau_jax.train import defaults
+
+  config = read_config(_CONFIG)
+  defaults.check(config)
+  found = experiment.measure(config, _ROUNDS.value)
+  _write(found)
+  memory, mfu = found["memory_gib"], found["mfu"]
+  print(
+    f"{found['device']}: {found['step_s']:.4g} s a step (±{found['spread'] / 2:.0%}), "
+    f"{found['tokens_per_s']:,.0f} tokens/s, {found['images_per_s']:,.1f} images/s, MFU "
+    + (f"{mfu:.1%}" if mfu is not None else "unknown")
+    + (f", {memory['peak']:.1f} of {memory['limit']:.1f} GiB" if memory else "")
+    + f"; compiled in {found['compile_s']:.0f} s"
+  )
+  return 0
+
+
+def _write(result: dict) -> None:
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def overrides(assignments: list[str]) -> dict:

@@ -26,6 +26,7 @@ def tower_dataset(
   process_index: int | None = None,
   process_count: int | None = None,
   cache: epath.PathLike | None = None,
+  wrong: bool = False,
 ) -> grain.MapDataset:
   """Pictures with captions for the vision tower.
 
@@ -35,13 +36,16 @@ def tower_dataset(
       (default True).
     tokenizer: of the tower's text encoder; None leaves out the texts.
     cache: directory that remembers which records were looked through; None remembers nothing.
+    wrong: also a wrong caption of each record that has some, drawn at every visit.
 
   Returns:
     element i: image uint8 [b,S,S,3]; text int32 [b,length]; caption_id int32 [b], equal for equal
-    captions. Of a video, or of several pictures, one is drawn at every visit.
+    captions; with `wrong`, wrong_text int32 [b,length] and has_wrong bool [b]. Of a video, or of
+    several pictures, one is drawn at every visit.
 
   Raises:
-    ValueError: for records without pictures, or without captions when a tokenizer is given.
+    ValueError: for records without pictures, or without captions when a tokenizer is given; if
+      `wrong` finds no wrong caption at all.
   """
   augment = data.get("augment", "none")
   if augment not in ("none", "mix"):
@@ -51,6 +55,11 @@ def tower_dataset(
   sources = [Records(entry["path"]) for entry in entries]
   for source in sources:
     _check_pictures(source, captions=tokenizer is not None, cache=cache)
+  if wrong and not any(record.get("wrong_captions") for s in sources for record in s):
+    raise ValueError(
+      "loss.wrong_captions wants records with wrong captions, and those of data.mixture have none: "
+      + ", ".join(str(s.path) for s in sources)
+    )
   stream = mixture([range(len(s)) for s in sources], [e["weight"] for e in entries], seed)
 
   def sample(index: int) -> dict[str, np.ndarray]:
@@ -67,6 +76,11 @@ def tower_dataset(
     if tokenizer is not None:
       out["text"] = tokenizer.encode(record["caption"])
       out["caption_id"] = np.int32(zlib.crc32(record["caption"].strip().lower().encode()) >> 1)
+      if wrong:
+        captions = record.get("wrong_captions") or []
+        drawn = captions[int(rng.integers(len(captions)))] if captions else record["caption"]
+        out["wrong_text"] = tokenizer.encode(drawn)
+        out["has_wrong"] = np.bool_(len(captions) > 0)
     return out
 
   return steps(sample, batch_size, process_index, process_count)

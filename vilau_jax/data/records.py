@@ -36,6 +36,7 @@ FEATURES = {
   "id": "text",
   "source": "text",
   "caption": "text",
+  "wrong_captions": "texts",  # each says one thing that is not so: hard negatives
   "images": "blobs",
   "frames": "blobs",
   "frame_index": "ints",

@@ -60,6 +60,11 @@ _H100 = _gpu_target(
   memory_bandwidth=3352320000000, l2_cache_size=52428800, clock_rate_ghz=1.98,
   device_memory_size=84978434048,
 )  # fmt: skip
+_H200 = _gpu_target(
+  "NVIDIA H200", 9, "ACCELERATED_FEATURES", 132, 233472, fpus_per_core=128,
+  memory_bandwidth=4800000000000, l2_cache_size=62914560, clock_rate_ghz=1.98,
+  device_memory_size=150754820096,
+)  # fmt: skip
 _A100 = _gpu_target(
   "NVIDIA A100-SXM4-80GB", 8, "", 108, 167936, fpus_per_core=64, memory_bandwidth=2039000000000,
   l2_cache_size=41943040, clock_rate_ghz=1.41, device_memory_size=84987740160,
@@ -80,6 +85,8 @@ CHIPS = {
     Chip("v6e", 918e12, 32 * _GIB, 1.638e12, 400e9, 2, 16, 3.125e9, _TPU + "v6e"),
     Chip("h100", 989e12, 84978434048, 3.35e12, 450e9, 0, 0, 50e9,
          "NVIDIA H100 SXM data sheet (dense bfloat16), NVLink 4, DGX H100", _H100),
+    Chip("h200", 989e12, 150754820096, 4.8e12, 450e9, 0, 0, 50e9,
+         "NVIDIA H200 SXM data sheet (dense bfloat16), NVLink 4, HGX H200", _H200),
     Chip("a100", 312e12, 84987740160, 2.039e12, 300e9, 0, 0, 25e9,
          "NVIDIA A100 80GB SXM data sheet, NVLink 3, DGX A100", _A100),
   )

@@ -89,26 +89,30 @@ def train(config: ConfigDict, mesh: Mesh) -> Work:
   stage = step.make_stage(config, model)
   state, frozen, batch, key = step.abstract_arguments(config, model, stage, mesh)
   weights = {"trained": state.params, "frozen": frozen, "collections": state.collections}
-  rows = config.batch_size
-  if config.stage == "tower":
-    counted = flops.tower_step(config, model.tower)
-    tokens, images = rows * model.tower.image_tokens, rows
-  else:
-    row = config.data.row
-    counted = flops.lm_step(
-      model, rows=rows, length=row.length, slots=row.slots, supervised=row.targets,
-      freeze=config.optim.freeze,
-    )  # fmt: skip
-    tokens, images = rows * row.length, rows * row.slots / model.tower.image_tokens
+  work, tokens, images = counted(config, model)
   # Weights are read forward and backward in the compute dtype, and once with their gradient and
   # moments, of which all but the gradient are written again.
   whole = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * jnp.dtype(model.dtype).itemsize
   updates = 2 * device_bytes(state.opt) + 3 * device_bytes(state.params)
   return Work(
     "train", step.compiled_step(stage, state), (state, frozen, batch, key), {}, weights, state.opt,
-    counted, 2 * whole / mesh.shape["tensor"] + updates, tokens, images,
+    work, 2 * whole / mesh.shape["tensor"] + updates, tokens, images,
     _block_inputs(config, model, mesh),
   )  # fmt: skip
+
+
+def counted(config: ConfigDict, model: VilaUConfig) -> tuple[dict[str, float], float, float]:
+  """Model FLOPs of a training step by part (flops.py), its tokens and its images, where every row
+  is full."""
+  rows = config.batch_size
+  if config.stage == "tower":
+    return flops.tower_step(config, model.tower), rows * model.tower.image_tokens, rows
+  row = config.data.row
+  work = flops.lm_step(
+    model, rows=rows, length=row.length, slots=row.slots, supervised=row.targets,
+    freeze=config.optim.freeze,
+  )  # fmt: skip
+  return work, rows * row.length, rows * row.slots / model.tower.image_tokens
 
 
 def _block_inputs(config: ConfigDict, model: VilaUConfig, mesh: Mesh) -> float:

@@ -82,6 +82,9 @@ def tower() -> ConfigDict:
     bias=-10.0,
     contrastive_chunked=False,  # texts travel around the devices; for batches of many thousands
     equal_captions=False,  # extension: equal captions of a batch are positives
+    # Extension: weight of telling a picture's caption from one that says one thing wrong; without
+    # it, chance pairs of a batch hardly ever differ in order or number alone.
+    wrong_captions=0.0,
     quantizer_start=0,  # extension: steps without quantiser, while the codebook already follows
   )
   # optim: what the discriminator's optimizer changes of the one above.

@@ -62,7 +62,10 @@ class Experiment:
     )  # fmt: skip
     if c.stage == "tower":
       side = self.model.tower.image_size
-      return pictures.tower_dataset(data_of(c), self.tokenizer, image_size=side, **common)
+      wrong = bool(c.loss.wrong_captions)
+      return pictures.tower_dataset(
+        data_of(c), self.tokenizer, image_size=side, wrong=wrong, **common
+      )
     return pipeline.lm_dataset(
       data_of(c),
       self.settings,

@@ -95,6 +95,30 @@ def sigmoid_contrastive_chunked(
   return run(image, text, ids, logit_scale, logit_bias) / len(image)
 
 
+def wrong_captions(
+  image: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array,
+  has_wrong: jax.Array,
+) -> jax.Array:
+  """Sigmoid loss of every picture with one wrong caption of its own, mean over pictures.
+
+  The hard negatives of NegCLIP (arXiv 2210.01936) as further negative pairs of
+  `sigmoid_contrastive`; a picture without one adds nothing.
+
+  Args:
+    image: [B,D], L2-normalised.
+    text: [B,D], of the wrong captions, L2-normalised.
+    logit_scale: natural logarithm of the temperature, (1,) or scalar.
+    logit_bias: (1,) or scalar.
+    has_wrong: bool [B].
+  """
+  logits = jnp.einsum("id,id->i", image, text, preferred_element_type=jnp.float32)
+  logits = logits * jnp.exp(logit_scale) + logit_bias
+  return -jnp.sum(jax.nn.log_sigmoid(-logits) * has_wrong) / len(image)
+
+
 def generator(logits_fake: jax.Array) -> jax.Array:
   """Generator loss of RQ-VAE: -mean of the discriminator's logits."""
   return -jnp.mean(logits_fake)

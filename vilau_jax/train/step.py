@@ -76,6 +76,9 @@ def abstract_batch(config: ConfigDict, model: VilaUConfig, mesh: Mesh) -> Tree:
     if config.loss.contrastive:
       batch["text"] = leaf(jnp.int32, model.tower.text.length)
       batch["caption_id"] = leaf(jnp.int32)
+    if config.loss.wrong_captions:
+      batch["wrong_text"] = leaf(jnp.int32, model.tower.text.length)
+      batch["has_wrong"] = leaf(jnp.bool_)
     return batch
   row, depth = config.data.row, model.tower.quantizer.depth
   names = ("tokens", "segment_ids", "positions", "text_target")

@@ -31,7 +31,8 @@ class TowerStage:
   """`init` and `step` of the tower stage, pure functions for jit.
 
   Batches: image uint8 [B,S,S,3]; with a contrastive loss text int32 [B,length] and caption_id int32
-  [B]. `frozen` is {"params": what optim.freeze names, ["lpips": variables of Lpips]}.
+  [B]; with loss.wrong_captions wrong_text int32 [B,length] and has_wrong bool [B]. `frozen` is
+  {"params": what optim.freeze names, ["lpips": variables of Lpips]}.
   """
 
   config: ConfigDict
@@ -51,6 +52,10 @@ class TowerStage:
       raise ValueError(f"loss.disc.loss must be one of {known}, got {loss.disc.loss!r}")
     if loss.contrastive and self.model.tower.text is None:
       raise ValueError(f"loss.contrastive {loss.contrastive}: this tower has no contrastive route")
+    if loss.wrong_captions and not loss.contrastive:
+      raise ValueError(
+        "loss.wrong_captions is a part of the contrastive loss: loss.contrastive is 0"
+      )
     if bool(loss.lpips) != bool(loss.lpips_weights):
       raise ValueError(
         "loss.lpips and loss.lpips_weights (a file) are given together or not at all"
@@ -177,10 +182,13 @@ class TowerStage:
 
   def _forward(self, state: State, params: Tree, images: jax.Array, batch: Tree, key: jax.Array):
     """The tower in training mode, and the moved codebook."""
+    text = batch["text"] if self.config.loss.contrastive else None
+    if self.config.loss.wrong_captions:  # both go through the text encoder at once
+      text = jnp.concatenate([text, batch["wrong_text"]])
     return self.tower.apply(
       {"params": params, "quantizer": state.collections["quantizer"]},
       images,
-      batch["text"] if self.config.loss.contrastive else None,
+      text,
       train=True,
       quantize_weight=(state.step >= self.config.loss.quantizer_start).astype(jnp.float32),
       key=jax.random.fold_in(key, state.step),
@@ -188,11 +196,17 @@ class TowerStage:
     )
 
   def _contrastive(self, out: Tree, batch: Tree) -> jax.Array:
-    same = batch["caption_id"] if self.config.loss.equal_captions else None
-    names = ("image_embedding", "text_embedding", "logit_scale", "logit_bias")
-    chunked = self.config.loss.contrastive_chunked
+    config = self.config.loss
+    same = batch["caption_id"] if config.equal_captions else None
+    image, text = out["image_embedding"], out["text_embedding"]
+    scalars = out["logit_scale"], out["logit_bias"]
+    chunked = config.contrastive_chunked
     loss = losses.sigmoid_contrastive_chunked if chunked else losses.sigmoid_contrastive
-    return loss(*(out[n] for n in names), same)
+    if not config.wrong_captions:
+      return loss(image, text, *scalars, same)
+    right, wrong = jnp.split(text, 2)
+    own = losses.wrong_captions(image, wrong, *scalars, batch["has_wrong"])
+    return loss(image, right, *scalars, same) + config.wrong_captions * own
 
   def _distance(self, frozen: Tree, drawn: jax.Array, images: jax.Array) -> tuple[jax.Array, Tree]:
     """Pixel and perceptual loss, and their parts."""

@@ -197,6 +197,20 @@ def caption(scene: Scene) -> str:
   return f"{shown} on a {scene.background} background"
 
 
+def wrong_captions(scene: Scene) -> list[str]:
+  """Captions of scenes that differ in one thing: a pair's order, or the number of one kind. Those
+  of the other split are left out. A video has none: its single frames show no direction."""
+  if scene.kind == "video":
+    return []
+  if scene.kind == "pair":
+    arrangements = [scene.objects[::-1]]
+  else:
+    numbers = (n for n in range(1, len(NUMBERS)) if n != len(scene.objects))
+    arrangements = [scene.objects[:1] * n for n in numbers]
+  others = [dataclasses.replace(scene, objects=objects) for objects in arrangements]
+  return [caption(other) for other in others if split_of(other) == split_of(scene)]
+
+
 def questions(scene: Scene) -> list[Question]:
   """Independent questions about a scene; as many answers are yes as no. A function of the scene."""
   rng = np.random.default_rng(_hash(scene.to_json()))

@@ -73,6 +73,7 @@ def to_record(scene: Scene, name: str, source: str = "emoji") -> dict[str, Any]:
     "id": name,
     "source": source,
     "caption": emoji.caption(scene),
+    "wrong_captions": emoji.wrong_captions(scene),
     "conversations_from": ["human", "gpt"] * len(asked),
     "conversations_value": [text for q in asked for text in (q.text, q.answer)],
     "scene": scene.to_json(),
