@@ -1,6 +1,7 @@
 """`vilau bench` on a tiny model: every workload runs and its figures agree with each other."""
 
 import json
+import math
 
 import pytest
 
@@ -29,6 +30,23 @@ def test_every_workload_is_timed():
   projector = 32 * 64 + 64 + 64 * 64 + 64
   assert read["text"] == pytest.approx(4 * (llm + 2 * cache + 64 * 516), rel=1e-6)
   assert read["image"] > 4 * (llm + 3 * head * 0.9 + projector)
+
+
+@pytest.mark.parametrize("stage", ["tower", "lm"])
+def test_a_config_s_own_step_is_timed(stage, tmp_path, capsys):
+  arguments = {
+    "tower": ["--config=configs/quickstart_tower.py:smoke", "--config.batch_size=2"],
+    "lm": ["--config=configs/quickstart_lm.py:smoke", "--config.batch_size=1"],
+  }[stage]
+  path = tmp_path / "step.json"
+  smaller = "--config.model.preset=tiny"
+  assert not main.run(["bench", *arguments, smaller, "--rounds=2", f"--json_file={path}"])
+  said, found = capsys.readouterr().out, json.loads(path.read_text())
+  assert "s a step" in said and "tokens/s" in said
+  config = dict(tower=(2, 16), lm=(1, 256))[stage]
+  assert found["tokens_per_s"] * found["step_s"] == pytest.approx(config[0] * config[1])
+  assert found["step_s"] > 0 and math.isfinite(found["metrics"]["loss"])
+  assert found["model_flops"] > 0 and found["mfu"] is None  # nobody knows this CPU's peak
 
 
 def test_the_command_writes_a_table_and_json(tmp_path, capsys):

@@ -112,6 +112,25 @@ def test_questions_are_answered_by_the_scene():
   assert abs(yes - no) < 0.25 * (yes + no)
 
 
+def test_wrong_captions_differ_in_order_or_number_and_stay_in_their_split():
+  split_of = {E.caption(s): E.split_of(s) for part in ("train", "test") for s in some(2000, part)}
+  counts = set()
+  for scene in some(400):
+    wrong, caption = E.wrong_captions(scene), E.caption(scene)
+    assert caption not in wrong
+    assert all(split_of.get(other, "train") == "train" for other in wrong)
+    if scene.kind == "pair":
+      first, _, rest = caption.partition(" to the left of ")
+      second, _, ground = rest.partition(" on a ")
+      (other,) = wrong
+      assert other.split(" to the left of ")[1] == f"{first} on a {ground}"
+      assert other.startswith(f"{second} to the left of")
+    else:
+      counts.add(len(wrong))
+  assert counts == {0, 1, 2}  # neighbours that are held out are left out
+  assert E.wrong_captions(next(E.videos(1, "train", 0))) == []
+
+
 def test_whole_combinations_are_held_out_and_every_word_is_trained_on():
   train = [*E.pictures(4000, "train", 0), *E.videos(800, "train", 0)]
   test = [*E.pictures(400, "test", 0), *E.videos(120, "test", 0)]

@@ -83,6 +83,32 @@ def test_augmented_pictures_differ_between_visits(root, tmp_path):
   same(found[2], pictures.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)[2])
 
 
+def test_a_wrong_caption_of_the_record_itself_is_drawn(tmp_path, tower_tokenizer):
+  wrong = {f"{i} dogs": [f"{i + 1} dogs", f"{i + 2} dogs"] if i % 2 else [] for i in range(6)}
+  with records.Writer(tmp_path / "dogs", "dogs") as writer:
+    for caption, others in wrong.items():
+      record = {"kind": "pair", "caption": caption, "images": [picture(9)]}
+      writer.write(record | {"wrong_captions": others})
+  data = dict(mixture=(dict(path=str(tmp_path / "dogs"), weight=1.0),))
+  found = pictures.tower_dataset(
+    data, tower_tokenizer, image_size=8, batch_size=8, seed=0, wrong=True
+  )
+  ids = {tuple(tower_tokenizer.encode(f"{i} dogs")): f"{i} dogs" for i in range(8)}
+  drawn = set()
+  for i in range(12):
+    for text, other, has in zip(*(found[i][n] for n in ("text", "wrong_text", "has_wrong"))):
+      caption = ids[tuple(text)]
+      assert bool(has) == bool(wrong[caption])
+      if has:
+        drawn.add((caption, ids[tuple(other)]))
+  assert drawn == {(caption, other) for caption, others in wrong.items() for other in others}
+
+
+def test_wrong_captions_that_nobody_has_are_missed(root, tower_tokenizer):
+  with pytest.raises(ValueError, match=r"loss\.wrong_captions wants records .*pictures"):
+    tower(root, tower_tokenizer, wrong=True)
+
+
 def test_tower_records_need_pictures_and_captions(tmp_path, tower_tokenizer):
   for name, record, problem in (
     ("a", {"kind": "text", "caption": "x"}, "no pictures"),

@@ -43,6 +43,22 @@ def test_kernels_have_the_values_and_gradients_of_plain_attention(kernel, kv_hea
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="needs a TPU or a GPU")
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_the_kernel_of_this_machine_is_plain_attention_but_for_rounding(kv_heads):
+  """Compiled, not interpreted: bfloat16 values within its rounding of plain float32 attention."""
+  q, k, v, segments, weights = case(kv_heads, length=1024, heads=4, size=128)
+  rounded = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+  given = (*rounded, segments, weights)
+  got = values(lambda q, k, v, s: flash.attend_causally(q, k, v, causal_mask(s), s), given)
+  whole = (*(x.astype(jnp.float32) for x in rounded), segments, weights)
+  want = values(lambda q, k, v, s: attend(q, k, v, causal_mask(s)), whole)
+  real = np.asarray(segments) > 0  # what pads a row has no meaning
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    a, b = (np.asarray(x, np.float32)[real] for x in (a, b))
+    np.testing.assert_allclose(a, b, atol=2**-6 * np.abs(b).max())
+
+
 def test_what_a_kernel_does_not_take_is_said():
   q, k, v, segments, _ = case(2, length=96)
   with pytest.raises(ValueError, match="96 positions"):

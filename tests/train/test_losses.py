@@ -1,5 +1,7 @@
 """Losses against the reference's numbers, numpy, and their unchunked form."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,17 @@ def test_chunked_contrastive_is_the_dense_one(shape, equal):
   with jax.set_mesh(mesh):
     got = values(losses.sigmoid_contrastive_chunked)
   jax.tree.map(assert_close, got, want)
+
+
+def test_a_wrong_caption_is_one_more_negative_of_its_own_picture():
+  rng = np.random.default_rng(3)
+  image, text = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+  has = np.array([True, False, True, True, False])
+  want = 0.0
+  for i in np.flatnonzero(has):
+    want += math.log1p(math.exp(1.7 * float(image[i] @ text[i]) - 0.6))
+  got = losses.wrong_captions(image, text, jnp.log(1.7)[None], jnp.array([-0.6]), has)
+  np.testing.assert_allclose(got, want / 5, rtol=1e-5)
 
 
 def test_a_fraction_of_the_slots_is_right_on_average():
