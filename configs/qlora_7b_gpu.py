@@ -8,8 +8,8 @@ in tiles of 64; they are read whole when the run starts, which takes 29 GB for a
   vilau convert merge --model=runs/qlora_7b --output=merged
 writes what was trained against: the rounded projections plus the adapters.
 
-Run with random weights and rows (`vilau bench --config=configs/qlora_7b_gpu.py`) on an H200: 48.7 GiB
-at most, 5.7 s a step, 5,800 tokens/s. `vilau plan` does not know quantised bases yet.
+Run on an H200 with random weights and rows (`vilau bench --config=configs/qlora_7b_gpu.py`): at
+most 48.7 GiB, 5.7 s a step, 5,800 tokens/s. `vilau plan` does not know quantised bases yet.
 
 Where the numbers come from: QLoRA's paper (NF4, tiles of 64, 2e-4), else lora_7b_v5e8.py.
 """

@@ -12,8 +12,8 @@ from vilau_jax.bench.workloads import Bench, Sizes, Workload
 from vilau_jax.config import VilaUConfig
 
 NAMES = ("tower_encode", "tower_decode", "prefill", "text", "image", "train")
-# Bytes of the array whose copying gives the bandwidth; an accelerator copies the smaller one in less
-# time than a call takes to start.
+# Bytes of the array whose copying gives the bandwidth; an accelerator would copy the smaller one in
+# less time than a call takes to start.
 _COPIED = {"cpu": 2**28}
 _COPIED_ELSEWHERE = 2**31
 
