@@ -113,6 +113,13 @@ def _check(names: tuple[str | None, ...], ndim: int) -> None:
     )
 
 
+def platform() -> str:
+  """Of the devices that are compiled for, which need not be there: "cpu", "tpu", "cuda", .."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def spec(*names: str | None) -> PartitionSpec:
   """The partition spec of an array with these logical axes."""
   _check(names, len(names))

@@ -61,14 +61,14 @@ def test_chunked_contrastive_is_the_dense_one(shape, equal):
   jax.tree.map(assert_close, got, want)
 
 
-def test_a_wrong_caption_is_one_more_negative_of_its_own_picture():
+def test_a_wrong_caption_is_told_from_the_picture_s_own():
   rng = np.random.default_rng(3)
-  image, text = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+  image, text, wrong = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(3))
   has = np.array([True, False, True, True, False])
   want = 0.0
   for i in np.flatnonzero(has):
-    want += math.log1p(math.exp(1.7 * float(image[i] @ text[i]) - 0.6))
-  got = losses.wrong_captions(image, text, jnp.log(1.7)[None], jnp.array([-0.6]), has)
+    want += math.log1p(math.exp(-1.7 * float(image[i] @ (text[i] - wrong[i]))))
+  got = losses.wrong_captions(image, text, wrong, jnp.log(1.7)[None], has)
   np.testing.assert_allclose(got, want / 5, rtol=1e-5)
 
 

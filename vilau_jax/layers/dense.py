@@ -56,7 +56,7 @@ class Head(NamedTuple):
 
   def logits(self) -> jax.Array:
     """float32 [..., size]."""
-    logits = jnp.matmul(self.x, self.kernel, preferred_element_type=jnp.float32)
+    logits = product(self.x, self.kernel, self.x.dtype, result=jnp.float32)
     return (logits if self.bias is None else logits + self.bias)[..., : self.size]
 
 

@@ -48,7 +48,7 @@ def attend_causally(
   """
   if kind not in KINDS:
     raise ValueError(f"llm.attention must be one of {KINDS}, got {kind!r}")
-  name = {"tpu": "splash", "cuda": "triton", "gpu": "triton"}.get(_platform(), "xla")
+  name = {"tpu": "splash", "cuda": "triton", "gpu": "triton"}.get(sharding.platform(), "xla")
   name = name if kind == "auto" else kind
   if name == "xla":
     return causal_attend(q, k, v, mask)
@@ -58,13 +58,6 @@ def attend_causally(
   if obstacle:
     raise ValueError(f"llm.attention {kind!r} does not fit here: {obstacle}")
   return on_mesh({"splash": splash, "triton": triton}[name], q, k, v, segment_ids)
-
-
-def _platform() -> str:
-  """Of the devices that are compiled for; they need not be there."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def _obstacle(q: jax.Array, k: jax.Array, segment_ids: jax.Array | None) -> str:

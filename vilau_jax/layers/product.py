@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vilau_jax import sharding
+
 FEW = 2  # rows up to which a CPU takes one after the other
 _OUT = ("o_proj", "out")  # modules whose kernels [H, C, D] are contracted over two axes
 
@@ -73,11 +75,13 @@ def product(
   x = x.astype(dtype)
   plain = not isinstance(w, Transposed) and not hasattr(w, "qvalue")
   if plain and not 1 < math.prod(leading) <= FEW:
+    if _one_cpu():
+      x = x.reshape(-1, *w.shape[:contracted])
     # With the weight's own axes: that is what adapters attach to (lora.py). Theirs are float32.
-    axes = tuple(range(len(leading), x.ndim)), tuple(range(contracted))
+    axes = tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))
     w = w.astype(dtype) if isinstance(w, jax.Array) else w  # else quantised, by an adapter
     y = jax.lax.dot_general(x, w, (axes, ((), ())), preferred_element_type=result)
-    return y.astype(result)
+    return y.astype(result).reshape(*leading, *features)
   rows, scale = x.reshape(-1, inner), None
   if isinstance(w, Transposed):
     return _matmul_transposed(rows, w.value.astype(dtype), result).reshape(*leading, *features)
@@ -89,6 +93,14 @@ def product(
   else:
     y = (_matmul(rows, w, jnp.float32) * scale).astype(result)
   return y.reshape(*leading, *features)
+
+
+def _one_cpu() -> bool:
+  """Whether rows of several axes should become one: for the gradient of a weight, XLA's CPU backend
+  else writes out transposed activations, half of a feed-forward block's time. Where axes are
+  sharded they stay apart."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return sharding.platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _matmul(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:

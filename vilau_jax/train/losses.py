@@ -98,25 +98,25 @@ def sigmoid_contrastive_chunked(
 def wrong_captions(
   image: jax.Array,
   text: jax.Array,
+  wrong: jax.Array,
   logit_scale: jax.Array,
-  logit_bias: jax.Array,
   has_wrong: jax.Array,
 ) -> jax.Array:
-  """Sigmoid loss of every picture with one wrong caption of its own, mean over pictures.
+  """Logistic loss of telling a picture's caption from a wrong one, mean over pictures.
 
-  The hard negatives of NegCLIP (arXiv 2210.01936) as further negative pairs of
-  `sigmoid_contrastive`; a picture without one adds nothing.
+  The hard negatives of NegCLIP (arXiv 2210.01936), but only the difference of both similarities
+  counts: as further negatives of `sigmoid_contrastive` they would push the whole caption away, and
+  more was lost than learned. A picture without a wrong caption adds nothing.
 
   Args:
     image: [B,D], L2-normalised.
-    text: [B,D], of the wrong captions, L2-normalised.
+    text: [B,D], of the pictures' own captions, L2-normalised.
+    wrong: [B,D], of the wrong ones.
     logit_scale: natural logarithm of the temperature, (1,) or scalar.
-    logit_bias: (1,) or scalar.
     has_wrong: bool [B].
   """
-  logits = jnp.einsum("id,id->i", image, text, preferred_element_type=jnp.float32)
-  logits = logits * jnp.exp(logit_scale) + logit_bias
-  return -jnp.sum(jax.nn.log_sigmoid(-logits) * has_wrong) / len(image)
+  ahead = jnp.einsum("id,id->i", image, text - wrong, preferred_element_type=jnp.float32)
+  return -jnp.sum(jax.nn.log_sigmoid(ahead * jnp.exp(logit_scale)) * has_wrong) / len(image)
 
 
 def generator(logits_fake: jax.Array) -> jax.Array:

@@ -205,7 +205,7 @@ class TowerStage:
     if not config.wrong_captions:
       return loss(image, text, *scalars, same)
     right, wrong = jnp.split(text, 2)
-    own = losses.wrong_captions(image, wrong, *scalars, batch["has_wrong"])
+    own = losses.wrong_captions(image, right, wrong, scalars[0], batch["has_wrong"])
     return loss(image, right, *scalars, same) + config.wrong_captions * own
 
   def _distance(self, frozen: Tree, drawn: jax.Array, images: jax.Array) -> tuple[jax.Array, Tree]:
