@@ -56,7 +56,7 @@ def _presets() -> dict[str, VilaUConfig]:
     sampling=SamplingConfig(top_k=32),
   )
   quickstart_tower = TowerConfig(
-    vision=VisionConfig(image_size=60, patch_size=12, width=128, hidden=512, depth=4, heads=4),
+    vision=VisionConfig(60, 12, width=128, hidden=512, depth=4, heads=4, pool_positions=True),
     text=TextConfig(vocab_size=0, length=16, width=128, hidden=256, depth=2, heads=4),
     quantizer=QuantizerConfig(4, 256, 128, restart_threshold=0.1, restart_draw="error"),
     decoder=CnnConfig(

@@ -122,7 +122,8 @@ class VisionEncoder(nn.Module):
     self.head = PoolingHead(**fields)
     if self.config.pool_positions:
       shape = (self.config.grid**2, self.config.width)
-      draw = sharding.boxed(nn.initializers.normal(shape[1] ** -0.5), "position", "embed")
+      # As large as codewords: lost in them, left and right take thousands of steps to be learned.
+      draw = sharding.boxed(nn.initializers.normal(1.0), "position", "embed")
       self.pool_position = self.param("pool_position", draw, shape)
 
   @nn.compact
