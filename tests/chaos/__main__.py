@@ -81,7 +81,7 @@ class Chaos:
 
   def _strike(self, stage: Stage, fault: str) -> str:
     delay = self.rng.uniform(0.05, 0.9) * self.seconds[stage.name]
-    env = faults.prepared(fault, environment(), self.rng)
+    env = faults.prepared(fault, environment(self.root), self.rng)
     with faults.before(fault, stage, self.root, self.rng), self._log(stage).open("a") as log:
       began = time.monotonic()
       processes = self._start(stage, log, env)
@@ -123,7 +123,7 @@ class Chaos:
 
   def _finish(self, stage: Stage) -> None:
     with self._log(stage).open("a") as log:
-      codes = self._wait(stage, self._start(stage, log, environment()))
+      codes = self._wait(stage, self._start(stage, log, environment(self.root)))
     if any(codes):
       raise Wrong(f"{stage.name} ended with {codes}; see {self._log(stage)}")
 
