@@ -37,6 +37,11 @@ class Stage:
   digest: Callable[[pathlib.Path], dict[str, str]]
   resumes: bool = True
 
+  @property
+  def watched(self) -> bool:
+    """Whether the command ends itself when it hangs."""
+    return self.name in ("tower", "lm", "lm2")
+
 
 def _sha(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:16]

@@ -240,7 +240,7 @@ def _finish(
 ) -> VilaUConfig:
   """The model as the workdir has it; written there when the run starts."""
   if started:
-    return VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+    return checkpoint.model_config(workdir)
   stored = {"format_version": checkpoint.FORMAT_VERSION, "model": model.to_dict()}
   checkpoint.write_json(workdir / "config.json", stored | {"experiment": jsonable(config)})
   return model
@@ -276,7 +276,7 @@ def _lm_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Ex
   file = _tokenizer_file(config, workdir, config.data.tokenizer, donors, checkpoint.TOKENIZER)
   tokenizer = Tokenizer(file)
   if started and (workdir / "frozen" / "hash.json").exists():
-    model = VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+    model = checkpoint.model_config(workdir)
     identity = checkpoint.frozen_tower_id(workdir)
     return Experiment(config, model, workdir, None, identity, tokenizer)
   loaded = checkpoint.load_model(source)
