@@ -180,7 +180,7 @@ def main() -> int:
   parser.add_argument("--kills", type=int, default=200, help="blows over all stages")
   parser.add_argument("--stages", default="", help="only these are disturbed, commas between")
   parser.add_argument("--seed", type=int, default=0, help="of moments and faults")
-  parser.add_argument("--patience", type=float, default=300, help="seconds until an attempt hangs")
+  parser.add_argument("--patience", type=float, default=900, help="seconds until an attempt hangs")
   parser.add_argument("--root", type=pathlib.Path, help="kept behind the run (default: a new one)")
   options = parser.parse_args()
   root = (options.root or pathlib.Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()

@@ -25,7 +25,8 @@ from collections.abc import Callable
 import vilau_jax
 from tests.fuzz import mutate
 
-HANG = 5.0  # seconds that an input may take
+HANG = 5.0  # seconds of computing that an input may take
+WAITING = 12 * HANG  # seconds until it is not even waiting for a busy machine
 LONGEST = 4000  # characters of a message for people
 KEPT = 2  # examples of one finding
 PRODUCT = os.path.dirname(vilau_jax.__file__) + os.sep
@@ -143,7 +144,8 @@ def _ended(status: int) -> str:
   if not os.WIFSIGNALED(status):
     return f"exit {os.WEXITSTATUS(status)}"
   number = signal.Signals(os.WTERMSIG(status))
-  return f"no end within {HANG:g} s" if number == signal.SIGALRM else f"ended by {number.name}"
+  hung = number in (signal.SIGALRM, signal.SIGPROF)
+  return f"no end within {HANG:g} s" if hung else f"ended by {number.name}"
 
 
 def _child(target, numbers: range, seed, keep, shared, log: int, careful: bool) -> None:
@@ -169,6 +171,12 @@ def _child(target, numbers: range, seed, keep, shared, log: int, careful: bool) 
     os._exit(code)
 
 
+def _alarm(seconds: float) -> None:
+  """0: none. The signals' default action ends the process, in C code or not."""
+  signal.setitimer(signal.ITIMER_PROF, seconds)
+  signal.setitimer(signal.ITIMER_REAL, WAITING if seconds else 0)
+
+
 def _memory() -> str | None:
   """A folder in memory, where the system has one."""
   return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -191,18 +199,18 @@ def _inputs(target, numbers: range, seed, keep, shared, log, folder, careful: bo
     data = data_of(target, seeds, seed, number)
     if careful:  # it has ended a process before
       (keep / f"{target.name}-{number}").write_bytes(data)
-    signal.setitimer(signal.ITIMER_REAL, HANG)  # its default action ends the process, C code or not
+    _alarm(HANG)
     try:
       target.read(data, folder)
       accepted += 1
     except Exception as error:
       refused += 1
       if what := refusal(error, target):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _alarm(0)
         (keep / f"{target.name}-{number}").write_bytes(data)
         detail = "".join(traceback.format_exception(error))[-1500:]
         os.write(log, json.dumps([number, what, detail]).encode() + b"\n")
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    _alarm(0)
     if not number % 64:
       peak = max(peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     shared[8:32] = struct.pack("qqq", accepted, refused, peak)
