@@ -199,7 +199,12 @@ def _split_array(path, f: BinaryIO, start: int, entries: int) -> Iterator[Range]
 
 def _split_lines(path, f: BinaryIO, start: int, entries: int) -> Iterator[Range]:
   begin, first, stop, number = start, 1, start, 0
-  for line in f:
+  while line := f.readline(LARGEST + 1):
+    if len(line) > LARGEST:
+      problem = f"{path} has a line of more than {LARGEST} bytes: line {number + 1}"
+      yield Range(str(path), begin, stop, first, "lines")
+      yield Range(str(path), stop, stop, number + 1, "lines", problem=problem)
+      return
     stop += len(line)
     number += 1
     if number - first + 1 == entries:
@@ -216,7 +221,7 @@ def split_csv(path: epath.Path, needed: Sequence[str] = (), rows: int = ENTRIES)
     ValueError: if the header lacks a needed column.
   """
   with path.open("rb") as f:
-    head = f.readline()
+    head = f.readline(BLOCK)
     _check_encoding(path, head)
     start = len(head)
     try:
@@ -230,7 +235,7 @@ def split_csv(path: epath.Path, needed: Sequence[str] = (), rows: int = ENTRIES)
     begin, first, stop, count, consumed = start, 2, start, 0, []
 
     def lines():
-      for line in f:
+      while line := f.readline(LARGEST):  # a longer one is broken, or many
         consumed.append(len(line))
         yield line
 
