@@ -47,6 +47,14 @@ class LoadedModel:
   path: str
 
 
+def first_says(here: bool) -> bool:
+  """What process 0 says; all processes must ask. What one finds on the disk another may have
+  written meanwhile, and then they would go different ways, and wait for each other for ever."""
+  if jax.process_count() == 1:
+    return here
+  return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
+
+
 def save_model(
   path: _Path,
   config: VilaUConfig,
@@ -203,7 +211,7 @@ def tower_id(variables: Mapping[str, Any]) -> str:
 def save_frozen(workdir: _Path, variables: Mapping[str, Any], identity: str | None) -> None:
   """Writes what stands outside the trained state once; a complete copy is left alone."""
   frozen = epath.Path(workdir) / "frozen"
-  if (frozen / "hash.json").exists():
+  if first_says((frozen / "hash.json").exists()):
     return
   _write_tree(frozen / "variables", dict(variables))
   if jax.process_index() == 0:
