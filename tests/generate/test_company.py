@@ -1,6 +1,7 @@
 """float32 outputs do not depend on how many devices there are, nor on the batch; how often bfloat16
 chooses otherwise is measured."""
 
+import dataclasses
 import functools
 
 import golden_model
@@ -39,7 +40,9 @@ def test_pictures_are_the_same_on_1_2_and_8_devices_and_in_any_batch(devices, ba
 
 def engine(dtype):
   loaded = golden_model.tiny(dtype=dtype)
-  return Engine(loaded.config, loaded.variables)
+  made = Engine(loaded.config, loaded.variables)
+  made.config = dataclasses.replace(made.config, dtype=dtype)  # on a CPU it would take float32
+  return made
 
 
 @pytest.mark.nightly
@@ -59,4 +62,4 @@ def test_how_often_bfloat16_chooses_another_code(record_property):
   record_property("flip_rate", float(np.mean(flips)))
   print(f"bfloat16 chooses another code at {np.mean(flips):.4f} of the positions, logits differ by "
         f"at most {np.max(near):.4f} of the largest")  # fmt: skip
-  assert np.mean(flips) < 0.1 and np.max(near) < 0.1
+  assert np.mean(flips) < 0.1 and 0 < np.max(near) < 0.1
