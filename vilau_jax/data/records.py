@@ -128,8 +128,10 @@ def decode(data: bytes) -> dict[str, Any]:
       continue
     if kind.startswith(("text", "blob")):
       values = list(feature.bytes_list.value)
-      if kind.startswith("text"):
-        values = [_text(name, v) for v in values]
+      try:
+        values = [v.decode() for v in values] if kind.startswith("text") else values
+      except UnicodeDecodeError as error:
+        raise ValueError(f"record feature {name!r} is not UTF-8") from error
     else:
       values = list((feature.int64_list if kind.startswith("int") else feature.float_list).value)
     if kind.endswith("s"):
@@ -139,13 +141,6 @@ def decode(data: bytes) -> dict[str, Any]:
     else:
       raise ValueError(f"record feature {name!r} must hold one value, it holds {len(values)}")
   return record
-
-
-def _text(name: str, value: bytes) -> str:
-  try:
-    return value.decode()
-  except UnicodeDecodeError as error:
-    raise ValueError(f"record feature {name!r} is not UTF-8 (byte {error.start})") from error
 
 
 def put_codes(record: dict[str, Any], codes: np.ndarray, tower_id: str, name: str = "codes"):
@@ -172,8 +167,8 @@ def get_codes(record: Mapping[str, Any], name: str = "codes") -> np.ndarray:
     raise ValueError(f"record {record.get('id')!r:.200} has no codes: run `vilau tokenize` first")
   shape, data = record.get(f"{name}_shape") or [], record[name]
   if len(shape) != 3 or min(shape) < 0 or math.prod(shape) * 2 != len(data):
-    said = f"{len(data)} bytes of codes of the shape {shape!r:.80}"
-    raise ValueError(f"record {record.get('id')!r:.80} is damaged: {said}")
+    said = f"is damaged: {len(data)} bytes of codes of the shape {shape!r:.80}"
+    raise ValueError(f"record {record.get('id')!r:.80} {said}")
   return np.frombuffer(data, "<u2").reshape(shape)
 
 
@@ -327,10 +322,8 @@ class Records:
       self._source = random_access([str(self.path / file) for file in self.shards])
       count = len(self._source)
     if count != content["records"]:
-      raise ValueError(
-        f"{self.path} holds {count} records, {INFO} says {content['records']}; "
-        "write the records again"
-      )
+      said = f"{self.path} holds {count} records, {INFO} says {content['records']}"
+      raise ValueError(f"{said}; write the records again")
 
   def __len__(self) -> int:
     return len(self._source)
@@ -347,9 +340,7 @@ class Records:
     try:
       yield
     except (RuntimeError, IndexError) as error:
-      raise ValueError(
-        f"a shard of {self.path} is damaged ({error!s:.500}); write the records again"
-      ) from error
+      raise ValueError(f"a shard of {self.path} is damaged: {error!s:.500}") from error
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     return (self[i] for i in range(len(self)))
@@ -403,7 +394,7 @@ def shard_files(directory: epath.Path, content: Mapping[str, Any]) -> dict[str, 
     file, count = (shard.get("file"), shard.get("records")) if isinstance(shard, dict) else (0, 0)
     if not isinstance(file, str) or not isinstance(count, int):
       raise ValueError(f"{directory / INFO} is damaged: {shard!r:.80} describes no shard")
-    if file != pathlib.PurePosixPath(file).name or file in ("", ".", ".."):
+    if "/" in file or file in ("", ".", ".."):
       raise ValueError(f"{directory / INFO} names the shard {file!r:.200}, outside of its folder")
     found[file] = count
   return found
