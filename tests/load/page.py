@@ -147,8 +147,10 @@ def measure(model: pathlib.Path, log: pathlib.Path, options) -> tuple[dict[str, 
 
   try:
     load = Load("127.0.0.1", port, config(port), options.seed)
-    warm = [load._act(Visitor(load.host, port, load.layout), kind, random.Random(0))
-            for kind in ("draw", "animate", "look", "tokenise")]  # fmt: skip
+    # Every number of drawings and every length of a prompt compiles a program of its own, which
+    # stays; memory is judged behind that.
+    warm = [load._act(Visitor(load.host, port, load.layout), kind, random.Random(seed))
+            for kind in ("draw", "animate", "look", "tokenise") for seed in range(12)]  # fmt: skip
     wrong = [f"warming up: {a}" for a in warm if a.how != "answered"]
     threading.Thread(target=watch, daemon=True).start()
     load.run(options.users, options.minutes * 60, options.patience)

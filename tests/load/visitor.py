@@ -140,6 +140,8 @@ class Visitor:
           return Answer(f"broken: {message.get('message')}", joined, started, time.monotonic(), "")
         if kind == "process_completed":
           how = "answered" if message["success"] else f"failed: {message['output']}"[:300]
+          if not message["success"] and message["output"].get("error"):  # words for the visitor
+            how, words = "refused", str(message["output"]["error"])
           how = "cancelled" if "cancelled" in words or "stopped" in words else how
           return Answer(how, joined, started, time.monotonic(), words)
       return Answer("the stream ended without an answer", joined, started, time.monotonic(), words)

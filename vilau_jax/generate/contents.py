@@ -112,7 +112,7 @@ def _turns(talk: Conversation, name: str) -> list[tuple[str, list[Part]]]:
 
 def _turn(turn: Any, name: str) -> tuple[str, list[Part]]:
   if set(turn) != {"role", "content"}:
-    raise ValueError(f'{name} needs the keys "role" and "content", got {sorted(turn)}')
+    raise ValueError(f'{name} needs the keys "role" and "content", got {sorted(turn)!s:.200}')
   if turn["role"] not in ("user", "human", "assistant", "gpt"):
     raise ValueError(f'{name}: role must be "user" or "assistant", got {turn["role"]!r:.200}')
   return turn["role"], _parts(turn["content"], name)
