@@ -23,7 +23,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from vilau_jax import lora, manifest
+from vilau_jax import jsons, lora, manifest
 from vilau_jax.config import VilaUConfig
 from vilau_jax.streaming import StoredArray, Streamed
 
@@ -45,6 +45,14 @@ class LoadedModel:
   tokenizer_path: str | None
   tower_tokenizer_path: str | None
   path: str
+
+
+def first_says(here: bool) -> bool:
+  """What process 0 says; all processes must ask. What one finds on the disk another may have
+  written meanwhile, and then they would go different ways, and wait for each other for ever."""
+  if jax.process_count() == 1:
+    return here
+  return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
 
 
 def save_model(
@@ -94,7 +102,7 @@ def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   variables = traverse_util.unflatten_dict(read | _open(later))
   if adapters:
     variables["params"] = lora.merged(variables["params"], adapters)
-  config = VilaUConfig.from_dict(stored["model"])
+  config = model_config(path)
   return LoadedModel(config, variables, *tokenizers, str(path))
 
 
@@ -132,11 +140,26 @@ def read_config(path: _Path) -> dict[str, Any]:
   file = epath.Path(path) / "config.json"
   if not file.exists():
     raise FileNotFoundError(f"{path} is neither a model directory nor a workdir: no config.json")
-  stored = json.loads(file.read_text())
+  try:
+    stored = jsons.parse_object(file.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged: {error}") from error
   version = stored.get("format_version")
   if version != FORMAT_VERSION:
-    raise ValueError(f"{file}: format_version {version!r}, this release reads {FORMAT_VERSION}")
+    raise ValueError(f"{file}: format_version {version!r:.80}, this release reads {FORMAT_VERSION}")
   return stored
+
+
+def model_config(path: _Path) -> VilaUConfig:
+  """The architecture that config.json of a model directory or a workdir describes.
+
+  Raises:
+    ValueError: if it describes none.
+  """
+  described = read_config(path).get("model")
+  if not isinstance(described, dict):
+    raise ValueError(f"{epath.Path(path) / 'config.json'} describes no model")
+  return VilaUConfig.from_dict(described)
 
 
 def write_json(path: _Path, value: Any) -> None:
@@ -188,7 +211,7 @@ def tower_id(variables: Mapping[str, Any]) -> str:
 def save_frozen(workdir: _Path, variables: Mapping[str, Any], identity: str | None) -> None:
   """Writes what stands outside the trained state once; a complete copy is left alone."""
   frozen = epath.Path(workdir) / "frozen"
-  if (frozen / "hash.json").exists():
+  if first_says((frozen / "hash.json").exists()):
     return
   _write_tree(frozen / "variables", dict(variables))
   if jax.process_index() == 0:

@@ -20,7 +20,7 @@ SYSTEM_PROMPT = (
 def _one_of(config: Any, field: str, allowed: tuple[str, ...]) -> None:
   value = getattr(config, field.split(".")[-1])
   if value not in allowed:
-    raise ValueError(f"{field} must be one of {allowed}, got {value!r}")
+    raise ValueError(f"{field} must be one of {allowed}, got {value!r:.200}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +143,9 @@ class TowerConfig:
   def __post_init__(self):
     needs = {"siglip": self.vision, "rqvae": self.cnn}
     if self.encoder not in needs:
-      raise ValueError(f"tower.encoder must be one of {sorted(needs)}, got {self.encoder!r}")
+      raise ValueError(f"tower.encoder must be one of {sorted(needs)}, got {self.encoder!r:.200}")
     if needs[self.encoder] is None:
-      raise ValueError(f"tower.encoder {self.encoder!r} needs its section of the config")
+      raise ValueError(f"tower.encoder {self.encoder!r:.200} needs its section of the config")
 
   @property
   def image_size(self) -> int:
@@ -325,7 +325,7 @@ def _build(cls, values: dict[str, Any], path: str):
   for key, value in values.items():
     where = f"{path}{key}"
     if key not in hints:
-      raise ValueError(f"unknown config key {where!r}{_nearest(key, hints)}")
+      raise ValueError(f"unknown config key {where!r:.200}{_nearest(key, hints)}")
     kinds = (
       typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
     )
@@ -340,6 +340,6 @@ def _build(cls, values: dict[str, Any], path: str):
       plain = tuple(k for k in kinds if isinstance(k, type))
       if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         names = " or ".join(k.__name__ for k in plain)
-        raise ValueError(f"config key {where!r} must be {names}, got {value!r}")
+        raise ValueError(f"config key {where!r:.200} must be {names}, got {value!r:.200}")
       built[key] = value
   return cls(**built)

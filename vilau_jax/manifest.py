@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from vilau_jax import jsons
+
 NAME = "manifest.json"
 # What orbax writes into a checkpoint while it commits it, behind our back; it can do without.
 UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt", NAME)
@@ -45,14 +47,16 @@ def problems(
   """
   directory = epath.Path(directory)
   try:
-    stored = json.loads((directory / NAME).read_text())
+    stored = jsons.parse_object((directory / NAME).read_bytes())
     listed = sorted((n, e["bytes"], e["sha256"]) for n, e in stored["files"].items())
+    if wrong := [n for n, size, hexed in listed if not _describes(n, size, hexed)]:
+      raise ValueError(f"of {wrong[0]!r:.200}")
   except FileNotFoundError:
     return [f"{directory / NAME} is missing"]
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    return [f"{directory / NAME} is damaged ({error})"]
+    return [f"{directory / NAME} is damaged ({error!s:.500})"]
   found = [
-    f"{directory / NAME} is of {key} {stored.get(key)!r}, not {value!r}"
+    f"{directory / NAME} is of {key} {stored.get(key)!r:.200}, not {value!r}"
     for key, value in facts.items()
     if stored.get(key) != value
   ]
@@ -60,6 +64,12 @@ def problems(
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found += [x for x in pool.map(lambda e: _compare(directory, *e, contents), mine) if x]
   return found
+
+
+def _describes(name: str, size: Any, digest: Any) -> bool:
+  """Whether an entry is one of a file in the directory."""
+  inside = not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+  return inside and type(size) is int and isinstance(digest, str) and len(digest) == 64
 
 
 def _compare(directory: epath.Path, name: str, size: int, digest: str, contents: bool) -> str:

@@ -37,5 +37,5 @@ def get_config(arg=""):
   c.optim.update(dict(peak_lr=1e-3, warmup=2))
   c.ckpt.update(dict(every=4, keep=3))
   c.log.update(dict(every=1, samples_every=0))
-  c.guard.hang_after = 120.0
+  c.guard.hang_after, c.guard.start_within = 240.0, 400.0
   return c

@@ -37,6 +37,11 @@ class Stage:
   digest: Callable[[pathlib.Path], dict[str, str]]
   resumes: bool = True
 
+  @property
+  def watched(self) -> bool:
+    """Whether the command ends itself when it hangs."""
+    return self.name in ("tower", "lm", "lm2")
+
 
 def _sha(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:16]
@@ -146,8 +151,14 @@ STAGES = (
 )  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-  """Of all processes: one device, and compiled programs kept between them."""
+def environment(root: pathlib.Path) -> dict[str, str]:
+  """Of all processes: one device, and compiled programs kept between them, since most of a short
+  run is compiling, where a blow does no harm."""
   paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-  fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+  fixed = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(root / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }
   return os.environ | fixed | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}

@@ -233,7 +233,7 @@ def test_pickles_that_run_code_are_refused(tmp_path, capsys):
   arrived, found, counts = run(vflan.plan(tmp_path), tmp_path / "out")
   assert arrived == ["a#0"] and counts["damaged"] == 4
   assert "it wants builtins.print" in found["b.pkl"][1] and "it ran" not in capsys.readouterr().out
-  assert "was truncated" in found["c.pkl"][1] and "d.count says '2'" in found["d.pkl"][1]
+  assert "is cut off" in found["c.pkl"][1] and "d.count says '2'" in found["d.pkl"][1]
   assert "holds a dict" in found["e.pkl"][1]
 
 

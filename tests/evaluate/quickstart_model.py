@@ -29,6 +29,11 @@ def write_model(path: pathlib.Path, data: pathlib.Path, preset: str = "tiny", **
   for part in ("emoji/train_scenes", "emoji/train_videos", "easy_vqa/train"):
     for record in Records(data / part):
       texts |= {record["caption"], *record["conversations_value"]}
+  write_random(path, texts, preset, **overrides)
+
+
+def write_random(path: pathlib.Path, texts, preset: str = "tiny", **overrides) -> None:
+  """Random weights behind a tokenizer that is trained on these texts."""
   tokenizer = train_tokenizer(texts, path / "texts" / "tokenizer.model")
   config = VilaUConfig.from_preset(preset, **overrides)
   words = Tokenizer(tokenizer).vocab_size

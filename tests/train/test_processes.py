@@ -121,6 +121,34 @@ def alone(root, workdir, changes, devices=4):
   loop.train(config, workdir, devices=jax.devices()[:devices])
 
 
+LATE = """
+import sys
+import jax
+address, index = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+from vilau_jax import checkpoint
+there = index == "1"  # process 1 comes late, and finds what process 0 has written meanwhile
+print("told", checkpoint.first_says(there), checkpoint.first_says(not there))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_find_different_files_go_the_same_way():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  processes = [
+    subprocess.Popen([sys.executable, "-c", LATE, address, str(i)], stdout=subprocess.PIPE,
+                     env=os.environ | {"PYTHONPATH": path}, text=True)
+    for i in range(2)
+  ]  # fmt: skip
+  said = [p.communicate(timeout=600)[0].splitlines()[-1] for p in processes]
+  assert said == ["told False True"] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "mesh",

@@ -256,6 +256,16 @@ def test_a_process_that_hangs_ends_with_a_message():
   assert "no progress in 0.5 s (step 9" in run.stderr and "Thread" in run.stderr
 
 
+def test_a_start_that_hangs_ends_with_a_message():
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  code = "import time\nfrom vilau_jax.train import guard\nguard.Watchdog(0, 0.5)\ntime.sleep(30)"
+  run = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+    env=os.environ | {"PYTHONPATH": path},
+  )  # fmt: skip
+  assert run.returncode == guard.HUNG and "no progress in 0.5 s (the start" in run.stderr
+
+
 class Poisoned:
   """A stage whose gradients are not finite at some steps."""
 

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
   if _PRESET.value is not None:
     config = VilaUConfig.from_preset(_PRESET.value)
   else:
-    config = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
+    config = checkpoint.model_config(_MODEL.value)
   config = config.with_overrides(**overrides(_SET.value))
   sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value)
   result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)

@@ -13,7 +13,6 @@ from absl import flags
 from etils import epath
 
 from vilau_jax import checkpoint
-from vilau_jax.config import VilaUConfig
 from vilau_jax.data import forms, inspect, media
 from vilau_jax.data.records import INFO, Records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
@@ -68,7 +67,7 @@ def _row(records: Records):
   """A row of the first samples, with the model's template or a plain one."""
   with tempfile.TemporaryDirectory() as folder:
     if _MODEL.value:
-      model = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
+      model = checkpoint.model_config(_MODEL.value)
       settings = forms.SequenceSettings.from_model(model, caption_turn=True)
       tokenizer = Tokenizer(pathlib.Path(_MODEL.value) / checkpoint.TOKENIZER)
     else:

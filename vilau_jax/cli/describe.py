@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
   elif convert.is_release(_MODEL.value):
     config = convert.read_architecture("vila-u", _MODEL.value)
   else:
-    config = VilaUConfig.from_dict(checkpoint.read_config(_MODEL.value)["model"])
+    config = checkpoint.model_config(_MODEL.value)
   result = {
     "name": config.name,
     "parameters": counts(config),

@@ -7,9 +7,13 @@ import difflib
 import importlib
 import os
 import sys
+import threading
+import time
+import traceback
 
 from absl import flags
 
+GRACE = 5.0  # seconds that other threads have when a command has failed
 # command -> (module, one line for `vilau --help`). A module defines flags and `main(argv) -> int`.
 COMMANDS = {
   "train": ("vilau_jax.cli.train", "train any stage: --config=configs/X.py --workdir=DIR"),
@@ -60,14 +64,20 @@ def find(argv: list[str]) -> tuple[str, list[str]]:
   raise ValueError(f"unknown command {typed!r}{hint}\n\n{usage()}")
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
   except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown config field
-    raise ValueError(f"--config: {str(error.args[0]).strip()}") from error
+    raise ValueError(f"--config: {str(error.args[0]).strip():.2000}") from error
   except flags.IllegalFlagValueError as error:  # the traceback of a config file is in the message
     said = [line for line in str(error).splitlines() if line.strip()]
-    raise ValueError(said[-1] if len(said) == 1 else f"{said[0]} {said[-1]}") from error
+    words = said[-1] if len(said) == 1 else f"{said[0]} {said[-1]}"
+    raise ValueError(f"{words:.2000}") from error
+  except flags.Error:
+    raise
+  except (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError) as error:
+    # What ml_collections lets through of Python's parser, which reads the values.
+    raise ValueError(f"the flags cannot be read: {str(error) or repr(error):.2000}") from error
 
 
 def run(argv: list[str]) -> int:
@@ -95,7 +105,27 @@ def run(argv: list[str]) -> int:
 
 
 def main() -> None:
-  sys.exit(run(sys.argv[1:]))
+  try:
+    code = run(sys.argv[1:])
+  except Exception:
+    traceback.print_exc()
+    code = 1
+  if code:
+    _leave(code)
+  sys.exit(code)
+
+
+def _leave(code: int) -> None:
+  """Ends a process that has failed, also where Python would not: threads of a library may wait for
+  what never comes. (orbax's do so for twenty minutes when memory for a checkpoint is short.)"""
+  until = time.monotonic() + GRACE
+  others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+  for thread in others:
+    thread.join(max(0.0, until - time.monotonic()))
+  if any(thread.is_alive() for thread in others):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

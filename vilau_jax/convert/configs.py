@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vilau_jax.convert.sources import read_json
+from vilau_jax.convert.sources import read_json, shorten
 
 # Keys that Hugging Face writes into every config and that change no function here: generation
 # defaults, bookkeeping, outputs of its own classes.
@@ -33,7 +33,7 @@ class Fields:
   def __init__(self, file: pathlib.Path, values: Any, path: str = "", neutral: Iterable[str] = ()):
     self.file, self.path = file, path
     if not isinstance(values, Mapping):
-      raise ValueError(f"{file}: {path.rstrip('.') or 'it'} must be an object, got {values!r}")
+      raise ValueError(f"{file}: {path.rstrip('.') or 'it'} must be an object, got {values!r:.200}")
     self._values = dict(values)
     self._known = set(NEUTRAL) | set(neutral)
 
@@ -61,7 +61,7 @@ class Fields:
       value = float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
       names = " or ".join(k.__name__ for k in kinds)
-      raise ValueError(f"{self.file}: {self.path}{key} must be {names}, got {value!r}")
+      raise ValueError(f"{self.file}: {self.path}{key} must be {names}, got {value!r:.200}")
     return value
 
   def size(self, key: str, default: Any = _ABSENT) -> int:
@@ -75,7 +75,9 @@ class Fields:
     """A list of positive integers."""
     values = self.take(key, (list, tuple))
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
-      raise ValueError(f"{self.file}: {self.path}{key} must be positive integers, got {values!r}")
+      raise ValueError(
+        f"{self.file}: {self.path}{key} must be positive integers, got {values!r:.200}"
+      )
     return tuple(values)
 
   def fixed(self, key: str, *allowed: Any) -> None:
@@ -88,7 +90,7 @@ class Fields:
     value = self._values.get(key)
     if value is not None and value not in allowed:
       raise ValueError(
-        f"{self.file}: {self.path}{key} is {value!r}, which is not supported here (only "
+        f"{self.file}: {self.path}{key} is {value!r:.200}, which is not supported here (only "
         f"{' or '.join(map(repr, allowed))})"
       )
 
@@ -106,7 +108,7 @@ class Fields:
     off = (None, False, [], {}, "", 0)
     left = {k: v for k, v in self._values.items() if k not in self._known and v not in off}
     if left:
-      listed = ", ".join(f"{self.path}{k} = {v!r}"[:120] for k, v in left.items())
+      listed = ", ".join(shorten([f"{self.path}{k} = {v!r}"[:120] for k, v in left.items()]))
       raise ValueError(f"{self.file}: not honoured by this importer: {listed}")
 
 
@@ -117,7 +119,7 @@ def side(fields: Fields, key: str, value: Any) -> int:
     ValueError: if it is no square.
   """
   if not isinstance(value, list | tuple) or len(value) != 2 or value[0] != value[1]:
-    raise ValueError(f"{fields.file}: {fields.path}{key} must be a square, got {value!r}")
+    raise ValueError(f"{fields.file}: {fields.path}{key} must be a square, got {value!r:.200}")
   return int(value[0])
 
 

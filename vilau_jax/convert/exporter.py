@@ -50,8 +50,7 @@ def export_checkpoint(
     ValueError: if the format cannot carry the model, or the model lacks a part.
   """
   began = time.monotonic()
-  stored = checkpoint.read_config(model)
-  config = VilaUConfig.from_dict(stored["model"])
+  config = checkpoint.model_config(model)
   if format == "vila-u" and config.system_prompt != SYSTEM_PROMPT:
     raise ValueError("a vila-u checkpoint has no place for this model's system_prompt "
                      f"{config.system_prompt!r}")  # fmt: skip

@@ -14,7 +14,6 @@ import numpy as np
 from flax import traverse_util
 
 from vilau_jax import checkpoint
-from vilau_jax.config import VilaUConfig
 from vilau_jax.convert.formats import Checkpoint, open_checkpoint
 from vilau_jax.convert.plan import Piece, check
 from vilau_jax.convert.report import Report, read_manifest, summarise, write_manifest
@@ -102,7 +101,7 @@ def verify(
   opened = open_checkpoint(manifest["format"], source)
   check(opened.plan, opened.tensors)
   wrong = []
-  config = VilaUConfig.from_dict(checkpoint.read_config(model)["model"])
+  config = checkpoint.model_config(model)
   if config != dataclasses.replace(opened.config, name=config.name):  # the folder may have moved
     wrong.append("config.json: another architecture than the source's")
   reader, stored = _Reader(opened, progress), checkpoint.open_arrays(model)

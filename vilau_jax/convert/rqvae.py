@@ -102,8 +102,8 @@ def read_config(path: pathlib.Path) -> VilaUConfig:
 def _read_yaml(file: pathlib.Path) -> Any:
   try:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
-  except (UnicodeDecodeError, yaml.YAMLError) as error:
-    raise ValueError(f"{file} is not YAML: {error}") from error
+  except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError) as error:
+    raise ValueError(f"{file} is not YAML: {error!s:.500}") from error
 
 
 def read_quantizer(fields: Fields, width: int) -> tuple[QuantizerConfig, int]:
@@ -112,7 +112,7 @@ def read_quantizer(fields: Fields, width: int) -> tuple[QuantizerConfig, int]:
   sides = []
   for key, shape in zip(("latent_shape", "code_shape"), shapes):
     if len(shape) != 3:
-      raise ValueError(f"{fields.file}: {fields.path}{key} must be [h, w, n], got {shape!r}")
+      raise ValueError(f"{fields.file}: {fields.path}{key} must be [h, w, n], got {shape!r:.200}")
     sides.append(side(fields, key, shape[:2]))
   latent, codes = sides
   if latent % codes:

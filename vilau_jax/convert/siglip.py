@@ -109,6 +109,8 @@ def tower_of(vision: VisionConfig, text: TextConfig) -> TowerConfig:
   """A tower with these encoders. A SigLIP checkpoint has no other parts, so what a tower trained
   from it would have besides is as in the paper, with as many levels as the image side needs."""
   side = vision.image_size
+  if not vision.grid:
+    raise ValueError(f"patches of {vision.patch_size} pixels do not fit into {side} pixels")
   factor, rest = divmod(side, vision.grid)
   latent_grid = 0
   if rest or factor & (factor - 1):  # 384 pixels, 27 x 27 patches: latents are resized to 24 x 24

@@ -7,16 +7,20 @@ read with weights_only: a pickle that holds anything but tensors is refused and 
 
 import contextlib
 import dataclasses
-import json
+import math
 import os
 import pathlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from vilau_jax import jsons
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -118,12 +122,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise ValueError(f"{path} is missing")
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-  return value
+    return jsons.parse_object(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def inside(folder: pathlib.Path, name: str, said_by: pathlib.Path) -> pathlib.Path:
@@ -134,7 +135,7 @@ def inside(folder: pathlib.Path, name: str, said_by: pathlib.Path) -> pathlib.Pa
   """
   pure = pathlib.PurePosixPath(name)
   if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-    raise ValueError(f"{said_by}: {name!r} leads out of the checkpoint's folder; refused")
+    raise ValueError(f"{said_by}: {name!r:.200} leads out of the checkpoint's folder; refused")
   return folder / name
 
 
@@ -143,9 +144,9 @@ def _open_index(index: pathlib.Path) -> Tensors:
   if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
     raise ValueError(f"{index}: weight_map must map tensor names to file names")
   paths = {name: inside(index.parent, name, index) for name in sorted(set(weight_map.values()))}
-  missing = [name for name, path in paths.items() if not path.is_file()]
+  missing = [name[:200] for name, path in paths.items() if not os.path.isfile(path)]
   if missing:
-    raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}")
+    raise ValueError(f"{index} names shards that are not there: {', '.join(shorten(missing))}")
   shards = {name: _open_file(path) for name, path in paths.items()}
   problems = [
     f"{name}: the index places it in {shard}, which does not hold it"
@@ -170,7 +171,7 @@ def _place(shard: str | None) -> str:
 def shorten(lines: list[str], most: int = 20) -> list[str]:
   """The first lines, and how many more there are: an error should fit a screen."""
   more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-  return lines[:most] + more
+  return [line[:200] for line in lines[:most]] + more
 
 
 def _open_file(path: pathlib.Path) -> Any:
@@ -188,10 +189,11 @@ def _naming(path: pathlib.Path, tensor: str | None = None) -> Iterator[None]:
   try:
     yield
   except (
-    safetensors.SafetensorError, zipfile.BadZipFile, OSError, EOFError, KeyError, RuntimeError,
+    safetensors.SafetensorError, zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError,
+    LookupError, RuntimeError, TypeError, ValueError, SyntaxError, ArithmeticError, MemoryError,
   ) as error:  # fmt: skip
-    what = f"{path}: cannot read tensor {tensor!r}" if tensor else f"{path}: cannot be read"
-    raise ValueError(f"{what} ({error}); is the file truncated or corrupt?") from error
+    what = f"{path}: cannot read tensor {tensor!r:.200}" if tensor else f"{path}: cannot be read"
+    raise ValueError(f"{what} ({error!s:.500}); is the file truncated or corrupt?") from error
 
 
 class _Safetensors:
@@ -226,15 +228,22 @@ class _Npz:
           self.ignored[name] = "not under params/: state of the optimizer"
           continue
         name = name.removeprefix(self.PREFIX)
+        size = file.getinfo(member).file_size
         with file.open(member) as stream:
           version = np.lib.format.read_magic(stream)
           header = np.lib.format.read_array_header_1_0
           header = header if version == (1, 0) else np.lib.format.read_array_header_2_0
           shape, _, stored = header(stream)
+          # Checked here, because NumPy makes room for what a header announces before it reads.
+          told = math.prod(shape) * stored.itemsize
+          if min(shape, default=0) < 0 or (not stored.hasobject and stream.tell() + told > size):
+            raise ValueError(f"{path}: {name!r:.200} announces {told} bytes, there are {size}")
         self._members[name] = member.removesuffix(".npy")
         self.infos[name] = TensorInfo(shape, _npz_dtype(stored), path, str(stored))
 
   def read(self, name: str) -> np.ndarray:
+    if self.infos[name].dtype is None:
+      raise ValueError(f"{name!r:.200} holds Python objects, which are not read")
     with np.load(self._path, allow_pickle=False) as file:
       return file[self._members[name]].view(self.infos[name].dtype)
 

@@ -155,7 +155,7 @@ def _pretrained(codec: Fields, root: pathlib.Path) -> tuple[VisionConfig, TextCo
   published = siglip.hub_config(name)
   if published is None:
     raise ValueError(
-      f"{codec.file}: {codec.path}pretrained_model is {name!r}: neither a folder of this "
+      f"{codec.file}: {codec.path}pretrained_model is {name!r:.200}: neither a folder of this "
       f"checkpoint with a config.json nor one of {', '.join(siglip.HUB)}; put the SigLIP "
       f"config.json into {root / 'siglip_config'} and name that folder"
     )
@@ -222,7 +222,7 @@ def _check_processor(file: pathlib.Path, image_size: int) -> None:
     expected["crop_size"] = (square, image_size)
   for key, allowed in expected.items():
     if values.get(key) is not None and values[key] not in allowed:
-      raise ValueError(f"{file}: {key} is {values[key]!r}, this model needs {allowed[0]!r}")
+      raise ValueError(f"{file}: {key} is {values[key]!r:.200}, this model needs {allowed[0]!r}")
 
 
 def write_configs(config: VilaUConfig, dtype: str) -> dict[str, dict[str, Any]]:

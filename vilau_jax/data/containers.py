@@ -6,15 +6,24 @@ segment of Matroska and WebM, the list of AVI. Streams that were made to be cut 
 unknown length, fragmented MP4 between two fragments) state none.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 from PIL import Image
 
 from vilau_jax.data import mp4_index
 
+MOST_FRAMES = 2**20  # of a video: ten hours at 29 frames a second
+LARGEST_INDEX = 2**28  # bytes of the box 'moov': of an hour it has about two million
+# What FFmpeg may take a file for, and nothing else: it knows playlists that name other files, on
+# this machine or behind an address, and would open them.
+FORMATS = (
+  "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif"
+)  # fmt: skip
+OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 _DATA = {b"mdat", b"moof"}
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 
@@ -28,12 +37,18 @@ class Clip(NamedTuple):
   fps: float
 
 
-def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) -> Clip:
+def read(
+  path: epath.Path,
+  choose: Callable[[int], list[int]],
+  max_pixels: int,
+  max_frames: int = MOST_FRAMES,
+) -> Clip:
   """Some frames of a video file.
 
   Args:
     choose: number of frames -> indices of the wanted ones, in order.
     max_pixels: of a frame.
+    max_frames: of the video; a longer one is refused before it is decoded.
 
   Raises:
     ValueError: if the file is empty, cut off or damaged, holds no frame, or too large ones.
@@ -45,21 +60,22 @@ def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) 
   try:
     with path.open("rb") as file:
       check_whole(file, str(path))
-      with av.open(file) as container:
-        if not container.streams.video:
-          raise ValueError(f"{path} holds no video")
-        fps = float(container.streams.video[0].average_rate or 0)
-        expected = _count_packets(container, str(path))
+      with opened(file, str(path), max_pixels) as container:
+        stream = container.streams.video[0]
+        _check_size(stream, max_pixels, str(path))
+        fps = float(stream.average_rate or 0)
+        expected = _count_packets(container, str(path), max_frames)
       # Reported counts are unreliable, packets are nearly always frames; if not, decode again.
       for _ in range(2):
         wanted, total, taken = choose(max(expected, 1)), 0, {}
         file.seek(0)
-        with av.open(file) as container:
+        with opened(file, str(path), max_pixels) as container:
           for index, frame in enumerate(container.decode(video=0)):
             total += 1
+            _check_size(frame, max_pixels, str(path))
+            if total > max_frames:
+              raise ValueError(f"{path} has more than {max_frames} frames")
             if index in wanted:
-              if frame.width * frame.height > max_pixels:
-                raise ValueError(f"{path} has frames of {frame.width}x{frame.height} pixels")
               if frame.is_corrupt:
                 raise ValueError(f"{path} is damaged in frame {index}")
               taken[index] = frame.to_image()
@@ -73,10 +89,42 @@ def read(path: epath.Path, choose: Callable[[int], list[int]], max_pixels: int) 
   return Clip([taken[i] for i in wanted], wanted, total, fps)
 
 
-def _count_packets(container, name: str) -> int:
+@contextlib.contextmanager
+def opened(file: BinaryIO | str, name: str, max_pixels: int) -> Iterator[Any]:
+  """PyAV's container of a file, with a video that can be decoded. FFmpeg itself refuses frames of
+  more than four times max_pixels, before it makes room for them; who says less has better words.
+
+  Raises:
+    ValueError: if there is none.
+    av.error.FFmpegError: if it is no container.
+  """
+  import av
+
+  limit = {"max_pixels": str(4 * max_pixels)}
+  with av.open(file, options=OPTIONS | limit, metadata_errors="replace") as container:
+    if not container.streams.video:
+      raise ValueError(f"{name} holds no video")
+    codec = container.streams.video[0].codec_context
+    if codec is None:
+      raise ValueError(f"{name} holds a video of an unknown kind")
+    codec.options = limit
+    yield container
+
+
+def _check_size(shown, max_pixels: int, name: str) -> None:
+  """Of a stream, whose header says it, or of a frame: the size may change within a video."""
+  if shown.width * shown.height > max_pixels:
+    raise ValueError(
+      f"{name} has frames of {shown.width}x{shown.height} pixels; at most {max_pixels} are read"
+    )
+
+
+def _count_packets(container, name: str, most: int) -> int:
   stream, count = container.streams.video[0], 0
   for packet in container.demux(stream):
     count += packet.size > 0
+    if count > most:
+      raise ValueError(f"{name} has more than {most} frames")
     if packet.is_corrupt:
       raise ValueError(f"{name} is cut off or damaged in frame {count - 1}")
   return count
@@ -121,6 +169,8 @@ def _check_boxes(file: BinaryIO, size: int, name: str) -> None:
     _check_end(f"box {kind.decode()!r}", place + length, size, name)
     kinds.add(kind)
     if kind == b"moov":
+      if length > LARGEST_INDEX:
+        raise ValueError(f"{name} has an index of {length} bytes; at most {LARGEST_INDEX} are read")
       file.seek(place)
       end = mp4_index.end_of_video(file.read(length))
     place += length

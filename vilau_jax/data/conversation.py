@@ -69,7 +69,7 @@ class Turn:
 
   def __post_init__(self):
     if self.role not in _ROLES:
-      raise ValueError(f"unknown role {self.role!r}; known: {sorted(_ROLES)}")
+      raise ValueError(f"unknown role {self.role!r:.200}; known: {sorted(_ROLES)}")
     object.__setattr__(self, "role", _ROLES[self.role])
 
 
@@ -178,7 +178,7 @@ def from_values(value: str, visuals: Sequence[Visual]) -> tuple[list[Part], list
   texts = value.split(PLACEHOLDER)
   count = len(texts) - 1
   if count > len(visuals):
-    raise ValueError(f"{value!r} asks for {count} more images, but {len(visuals)} are left")
+    raise ValueError(f"{value!r:.200} asks for {count} more images, but {len(visuals)} are left")
   parts: list[Part] = [texts[0]]
   for visual, text in zip(visuals, texts[1:]):
     parts += [visual, text]

@@ -1,19 +1,18 @@
 """Pictures and videos: opened with limits, made square, written, laid out in sheets."""
 
-import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from vilau_jax.data import containers
+from vilau_jax.data import containers, encoded
 
-MAX_PIXELS = 64 * 2**20
+MAX_CANVAS = 2**13  # side of a square that a picture is put on; longer ones are reduced before
 GEOMETRIES = ("resize", "crop", "pad")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 GRAY = (127, 127, 127)
@@ -40,7 +39,7 @@ def open_image(source: Source) -> Image.Image:
   name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
   if not isinstance(source, bytes):
     source = read_file(source)
-  with _opened(source, name) as image:
+  with encoded.opened(source, name) as image:
     return _rgb(image, name)
 
 
@@ -52,24 +51,8 @@ def read_file(path: str | os.PathLike) -> bytes:
   """
   try:
     return epath.Path(path).read_bytes()
-  except (FileNotFoundError, IsADirectoryError) as error:
-    raise ValueError(f"no image file at {os.fspath(path)}") from error
-
-
-@contextlib.contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-  """The picture, not decoded yet; what goes wrong with it inside the block is a ValueError."""
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      yield image
-  except UnidentifiedImageError as error:
-    raise ValueError(f"{name} is not a picture that can be read") from error
-  except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
-    raise ValueError(
-      f"{name} has too many pixels, at most {MAX_PIXELS} are read: {error}"
-    ) from error
-  except (OSError, SyntaxError, EOFError) as error:
-    raise ValueError(f"{name} is a broken or cut-off picture: {error}") from error
+  except OSError as error:  # not there, a folder, a name that is too long, ..
+    raise ValueError(f"no image file at {os.fspath(path)!s:.500} ({error.strerror})") from error
 
 
 class Stored(NamedTuple):
@@ -92,10 +75,10 @@ def store(data: bytes, size: int = 0) -> Stored:
     ValueError: see open_image.
   """
   name = "the picture"
-  with _opened(data, name) as image:
+  with encoded.opened(data, name) as image:
     if size:
       return Stored(encode_png(to_square(_rgb(image, name), size)), size, size)
-    _check_size(image, name)
+    encoded.check_size(image, name)
     if image.format in ("JPEG", "MPO", "PNG", "WEBP"):  # MPO: a JPEG with a second view behind it
       image.load()
       return Stored(data, *image.size)
@@ -103,18 +86,8 @@ def store(data: bytes, size: int = 0) -> Stored:
   return Stored(encode_png(image), *image.size)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-  width, height = image.size
-  if width < 1 or height < 1:
-    raise ValueError(f"{name} is empty: {width}x{height} pixels")
-  if width * height > MAX_PIXELS:
-    raise ValueError(
-      f"{name} has {width}x{height} pixels; at most {MAX_PIXELS} are read (make it smaller)"
-    )
-
-
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-  _check_size(image, name)
+  encoded.check_size(image, name)
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -126,9 +99,9 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
   """Gray values of more than 8 bits; the range is that of 16 bits unless they fit into 8."""
-  values = values.astype(np.float64)
-  scale = 1.0 if values.max(initial=0) <= 255 else 255 / 65535
-  return np.clip(values * scale, 0, 255).astype(np.uint8)
+  values = np.nan_to_num(values.astype(np.float64), copy=False)  # a TIFF may hold any float
+  values *= 1.0 if values.max(initial=0) <= 255 else 255 / 65535
+  return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -167,6 +140,9 @@ def to_square(image: Source, side: int, geometry: str = "resize") -> np.ndarray:
     image = image.crop((left, top, left + short, top + short))
   elif geometry == "pad":
     long = max(width, height)
+    if long > MAX_CANVAS:  # the square of a long strip would be larger than any memory
+      image = image.reduce(-(-long // MAX_CANVAS))
+      (width, height), long = image.size, max(image.size)
     canvas = Image.new("RGB", (long, long), GRAY)
     canvas.paste(image, ((long - width) // 2, (long - height) // 2))
     image = canvas
@@ -232,7 +208,7 @@ def read_clip(
   if isinstance(source, str | os.PathLike):
     path = epath.Path(source)
     if path.is_file():
-      return containers.read(path, lambda total: choose(total, count), MAX_PIXELS)
+      return containers.read(path, lambda total: choose(total, count), encoded.MAX_PIXELS)
     if not path.is_dir():
       raise ValueError(f"no video file or folder of frames at {path}")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)

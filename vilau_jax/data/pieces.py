@@ -107,9 +107,9 @@ def convert_piece(task: Task, index: int, piece: Piece) -> Done:
       if isinstance(item, Note):
         notes[item.text] += 1
       elif isinstance(item, Reject):
-        rejects.append(_listed(item))
+        rejects.append(listed(item))
       elif isinstance(data := _encoded(item), Reject):
-        rejects.append(_listed(data))
+        rejects.append(listed(data))
       else:
         files.write(data)
         keys.append(_key(task, item, data))
@@ -140,8 +140,12 @@ def _encoded(record: dict[str, Any]) -> bytes | Reject:
     return Reject(str(record.get("id", "")), str(error))
 
 
-def _listed(reject: Reject) -> dict[str, Any]:
-  return {name: value for name, value in reject._asdict().items() if name != "damaged" or value}
+def listed(reject: Reject) -> dict[str, Any]:
+  """A line of rejects.jsonl; half a surrogate pair, which JSON can carry, is written out."""
+  texts = (reject.id, reject.reason, reject.where)
+  found = {name: text.encode("utf-8", "backslashreplace").decode()
+           for name, text in zip(("id", "reason", "where"), texts)}  # fmt: skip
+  return found | ({"damaged": True} if reject.damaged else {})
 
 
 def _key(task: Task, record: Mapping[str, Any], data: bytes) -> int:

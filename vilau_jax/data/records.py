@@ -5,8 +5,10 @@ last: a directory without it is unfinished. The messages are those of TensorFlow
 can read them; no TensorFlow is needed here.
 """
 
+import contextlib
 import difflib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -18,6 +20,7 @@ import numpy as np
 from etils import epath
 from google.protobuf import message
 
+from vilau_jax import jsons
 from vilau_jax.data.example import Example
 from vilau_jax.data.shards import (
   open_writer,
@@ -104,7 +107,7 @@ def encode_checked(record: Mapping[str, Any]) -> bytes:
     ValueError: also for an unknown kind.
   """
   if record.get("kind") not in KINDS:
-    raise ValueError(f"a record's kind must be one of {KINDS}, got {record.get('kind')!r}")
+    raise ValueError(f"a record's kind must be one of {KINDS}, got {record.get('kind')!r:.200}")
   return encode(record)
 
 
@@ -126,7 +129,10 @@ def decode(data: bytes) -> dict[str, Any]:
       continue
     if kind.startswith(("text", "blob")):
       values = list(feature.bytes_list.value)
-      values = [v.decode() for v in values] if kind.startswith("text") else values
+      try:
+        values = [v.decode() for v in values] if kind.startswith("text") else values
+      except UnicodeDecodeError as error:
+        raise ValueError(f"record feature {name!r} is not UTF-8") from error
     else:
       values = list((feature.int64_list if kind.startswith("int") else feature.float_list).value)
     if kind.endswith("s"):
@@ -156,11 +162,15 @@ def get_codes(record: Mapping[str, Any], name: str = "codes") -> np.ndarray:
   """The codes of a record, uint16 [images or frames,T,R].
 
   Raises:
-    ValueError: if it has none.
+    ValueError: if it has none, or other ones than it says.
   """
   if name not in record:
-    raise ValueError(f"record {record.get('id')!r} has no codes: run `vilau tokenize` first")
-  return np.frombuffer(record[name], "<u2").reshape(record[f"{name}_shape"])
+    raise ValueError(f"record {record.get('id')!r:.200} has no codes: run `vilau tokenize` first")
+  shape, data = record.get(f"{name}_shape") or [], record[name]
+  if len(shape) != 3 or min(shape) < 0 or math.prod(shape) * 2 != len(data):
+    said = f"is damaged: {len(data)} bytes of codes of the shape {shape!r:.80}"
+    raise ValueError(f"record {record.get('id')!r:.80} {said}")
+  return np.frombuffer(data, "<u2").reshape(shape)
 
 
 def write_shard(path: str | os.PathLike, encoded: Iterable[bytes]) -> int:
@@ -305,16 +315,16 @@ class Records:
     self.name: str = content["name"]
     self.kinds: dict[str, int] = content["kinds"]
     self.info: dict[str, Any] = content["info"]
-    self.shards: dict[str, int] = {s["file"]: s["records"] for s in content["shards"]}
+    self.shards: dict[str, int] = shard_files(self.path, content)
     for file in self.shards:
       if not (self.path / file).is_file():
         raise ValueError(f"the shard {file} of {self.path} is missing; write the records again")
-    self._source = random_access([str(self.path / file) for file in self.shards])
-    if len(self._source) != content["records"]:
-      raise ValueError(
-        f"{self.path} holds {len(self._source)} records, {INFO} says {content['records']}; "
-        "write the records again"
-      )
+    with self._named():
+      self._source = random_access([str(self.path / file) for file in self.shards])
+      count = len(self._source)
+    if count != content["records"]:
+      said = f"{self.path} holds {count} records, {INFO} says {content['records']}"
+      raise ValueError(f"{said}; write the records again")
 
   def __len__(self) -> int:
     return len(self._source)
@@ -322,7 +332,16 @@ class Records:
   def __getitem__(self, index: int) -> dict[str, Any]:
     if not -len(self) <= index < len(self):
       raise IndexError(f"record {index} of {self.path}, which holds {len(self)}")
-    return decode(self._source[index % len(self)])
+    with self._named():
+      return decode(self._source[index % len(self)])
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
+    """What array_record says of a damaged shard, with the place where to look."""
+    try:
+      yield
+    except (RuntimeError, IndexError) as error:
+      raise ValueError(f"a shard of {self.path} is damaged: {error!s:.500}") from error
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     return (self[i] for i in range(len(self)))
@@ -349,13 +368,34 @@ def read_info(directory: str | os.PathLike) -> dict[str, Any]:
       "import` or `vilau tokenize` has finished"
     )
   try:
-    content = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
+    content = jsons.parse_object(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
   version = content.get("schema_version")
   if version != SCHEMA_VERSION:
     raise ValueError(
-      f"{path} has schema version {version!r}; this vilau_jax reads {SCHEMA_VERSION}. Import the "
-      "data again, or use the version that wrote it."
+      f"{path} has schema version {version!r:.80}; this vilau_jax reads {SCHEMA_VERSION}. Import "
+      "the data again, or use the version that wrote it."
     )
+  kinds = {"name": str, "records": int, "kinds": dict, "shards": list, "info": dict}
+  wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+  if wrong:
+    raise ValueError(f"{path} is damaged: without a proper {', '.join(wrong)}")
   return content
+
+
+def shard_files(directory: epath.Path, content: Mapping[str, Any]) -> dict[str, int]:
+  """File -> records, by dataset_info.json; a shard lies in the directory, wherever its name says.
+
+  Raises:
+    ValueError: if a shard is described otherwise, or lies elsewhere.
+  """
+  found: dict[str, int] = {}
+  for shard in content["shards"]:
+    file, count = (shard.get("file"), shard.get("records")) if isinstance(shard, dict) else (0, 0)
+    if not isinstance(file, str) or not isinstance(count, int):
+      raise ValueError(f"{directory / INFO} is damaged: {shard!r:.80} describes no shard")
+    if "/" in file or file in ("", ".", ".."):
+      raise ValueError(f"{directory / INFO} names the shard {file!r:.200}, outside of its folder")
+    found[file] = count
+  return found

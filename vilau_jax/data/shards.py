@@ -50,23 +50,30 @@ def read_shard(path: str | os.PathLike, writer: str = "array_record") -> Iterato
 
 
 def _array_records(path: str | os.PathLike) -> Iterator[bytes]:
-  reader = array_record_module.ArrayRecordReader(os.fspath(path))
-  try:
+  with _reader(path) as reader:
     for _ in range(reader.num_records()):
       yield reader.read()
-  finally:
-    reader.close()
+
+
+@contextlib.contextmanager
+def _reader(path: str | os.PathLike) -> Iterator[array_record_module.ArrayRecordReader]:
+  """Of one ArrayRecord file; damage, which may show only when it is closed, is a ValueError."""
+  try:
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+      yield reader
+    finally:
+      reader.close()
+  except (RuntimeError, IndexError, OverflowError, MemoryError) as error:
+    raise ValueError(f"{path} is damaged, or is no ArrayRecord file: {error!s:.500}") from error
 
 
 def read_one(path: str | os.PathLike, number: int, writer: str = "array_record") -> bytes:
   """Record `number` of one local file."""
   if writer == "tfrecord":
     return _TfRecordSource([path])[number]
-  reader = array_record_module.ArrayRecordReader(os.fspath(path))
-  try:
+  with _reader(path) as reader:
     return reader.read([number])[0]
-  finally:
-    reader.close()
 
 
 def random_access(paths: Sequence[str]) -> Sequence[bytes]:

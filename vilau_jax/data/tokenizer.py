@@ -36,7 +36,7 @@ class Tokenizer:
     model = _read_model(self.path)
     # As the Hugging Face class does: the dummy prefix is written by hand, see encode().
     model.normalizer_spec.add_dummy_prefix = False
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    self._model = _processor(model, self.path)
     if (self._model.unk_id(), self._model.bos_id(), self._model.eos_id()) != (0, 1, 2):
       raise ValueError(
         f"{self.path}: a Llama tokenizer has unk 0, bos 1, eos 2; this one has unk "
@@ -144,9 +144,7 @@ class TowerTokenizer:
     if length < 1:
       raise ValueError(f"length must be at least 1, got {length}")
     self.path, self.length, self.canon = pathlib.Path(path), length, canon
-    self._model = sentencepiece.SentencePieceProcessor(
-      model_proto=_read_model(self.path).SerializeToString()
-    )
+    self._model = _processor(_read_model(self.path), self.path)
     self.vocab_size = self._model.vocab_size()
     self.eos = self._model.eos_id()
 
@@ -220,6 +218,15 @@ def record_texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield from (record.get("caption") or "",)
     yield from record.get("conversations_value") or []
     yield from record.get("sentences") or []
+
+
+def _processor(
+  model: sentencepiece_model_pb2.ModelProto, path: pathlib.Path
+) -> sentencepiece.SentencePieceProcessor:
+  try:
+    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+  except (RuntimeError, ValueError, OSError, MemoryError) as error:
+    raise ValueError(f"{path} is a damaged sentencepiece model: {error!s:.300}") from error
 
 
 def _read_model(path: pathlib.Path) -> sentencepiece_model_pb2.ModelProto:

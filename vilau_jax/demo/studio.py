@@ -97,9 +97,10 @@ class Studio:
       ValueError: for what the visitor must change.
     """
     prompt, count = uploads.text(prompt, self.limits), self._count(count)
+    seed, settings = self._wish(seed, settings)
     return self._watched(
       lambda **watch: self.model.generate_images(
-        [prompt], num_images=count, seed=int(seed), **settings, **watch
+        [prompt], num_images=count, seed=seed, **settings, **watch
       ),
       count,
       cancel,
@@ -110,9 +111,10 @@ class Studio:
   ) -> Iterator[Shown]:
     """Draws `count` videos; as draw."""
     prompt, count = uploads.text(prompt, self.limits), self._count(count)
+    seed, settings = self._wish(seed, settings)
     return self._watched(
       lambda **watch: self.model.generate_videos(
-        [prompt], num_videos=count, seed=int(seed), **settings, **watch
+        [prompt], num_videos=count, seed=seed, **settings, **watch
       ),
       count,
       cancel,
@@ -152,8 +154,9 @@ class Studio:
     Raises:
       ValueError: if the conversation no longer fits into the context.
     """
-    written = ""
-    pieces = self.model.stream_text([turns], temperature=float(temperature), seed=int(seed))
+    written, wish = "", uploads.settings({"temperature": temperature})
+    seed = uploads.whole(seed, 0, uploads.LARGEST_SEED, "seed")
+    pieces = self.model.stream_text([turns], temperature=wish["temperature"], seed=seed)
     for piece in pieces:
       written += piece
       yield written.strip()
@@ -178,9 +181,12 @@ class Studio:
     )  # fmt: skip
 
   def _count(self, count: int) -> int:
-    if not 1 <= count <= self.limits.outputs:
-      raise ValueError(f"1 to {self.limits.outputs} can be drawn at once, got {count}")
-    return int(count)
+    return uploads.whole(count, 1, self.limits.outputs, "number of drawings")
+
+  def _wish(self, seed: int, settings: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    settings = uploads.settings(settings)
+    self.model.runtime.visual_wish(**settings)
+    return uploads.whole(seed, 0, uploads.LARGEST_SEED, "seed"), settings
 
   def _watched(self, work: Callable, count: int, cancel: Cancel) -> Iterator[Shown]:
     """Runs `work(on_progress=, cancel=)` in a thread and yields what it says. A visitor who is gone

@@ -14,10 +14,13 @@ import pathlib
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from vilau_jax import jsons
 
 Messages = list[dict[str, str]]
 _AGAIN = (408, 409, 425, 429)  # beside 5xx
@@ -54,6 +57,24 @@ class JudgeSettings:
     for name in ("concurrency", "tries"):
       if getattr(self, name) < 1:
         raise ValueError(f"judge {name} must be at least 1, got {getattr(self, name)}")
+    self.key()
+
+  @property
+  def shown(self) -> str:
+    """The address without a name and password that may stand in it."""
+    parts = urllib.parse.urlsplit(self.url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+  def key(self) -> str:
+    """The key; "" if there is none.
+
+    Raises:
+      ValueError: if it cannot be sent. (http.client would say so with the key in the message.)
+    """
+    key = os.environ.get(self.key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
+      raise ValueError(f"the key in {self.key_env} has characters that no key has")
+    return key
 
 
 class Unjudged(Exception):
@@ -137,7 +158,7 @@ class Judge:
 
   def facts(self) -> dict[str, Any]:
     """For scores.json; the key is not among them."""
-    return {"url": self.settings.url, "model": self.settings.model, "failures": self.failures,
+    return {"url": self.settings.shown, "model": self.settings.model, "failures": self.failures,
             "date": time.strftime("%Y-%m-%d", time.gmtime())}  # fmt: skip
 
   def _try(self, body: bytes) -> str:
@@ -152,7 +173,8 @@ class Judge:
         why = f"HTTP {error.code}"
         if error.code < 500 and error.code not in _AGAIN:
           text = error.read(300).decode("utf-8", "replace")
-          raise ValueError(f"the judge at {self.settings.url} refuses: {why} {text}") from error
+          text = text.replace(self.settings.key() or "\0", "***")  # some servers repeat it
+          raise ValueError(f"the judge at {self.settings.shown} refuses: {why} {text}") from error
         wait = max(wait, _seconds(error.headers.get("Retry-After")))
       except TimeoutError:
         why = "timeout"
@@ -163,25 +185,29 @@ class Judge:
         why = f"garbage ({error})"
       with self._lock:
         self.failures[why] = self.failures.get(why, 0) + 1
-    raise Unjudged(f"{self.settings.url}: {why}, {self.settings.tries} times")
+    raise Unjudged(f"{self.settings.shown}: {why}, {self.settings.tries} times")
 
   def _send(self, body: bytes) -> str:
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(self.settings.key_env):
-      headers["Authorization"] = f"Bearer {key}"
     url = self.settings.url.rstrip("/") + "/chat/completions"
     with self._lock:
       self.asked += 1
-    request = urllib.request.Request(url, body, headers)
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    if key := self.settings.key():  # not for whoever the server may send us to
+      request.add_unredirected_header("Authorization", f"Bearer {key}")
     with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
-      data = response.read()
+      data = response.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+      raise _Garbage("an endless reply")
     try:
-      text = json.loads(data)["choices"][0]["message"]["content"]
+      text = jsons.parse(data)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
       raise _Garbage("no chat completion") from error
     if not isinstance(text, str) or not text.strip():
       raise _Garbage("empty reply")
     return text
+
+
+_LARGEST = 2**22  # bytes of a reply
 
 
 class _Garbage(Exception):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vilau_jax import jsons
 from vilau_jax.evaluate.judge import JudgeSettings
 
 Rows = Mapping[str, dict[str, Any]]
@@ -198,7 +199,7 @@ def read_json(path: str | os.PathLike) -> Any:
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8")
     return json.loads(text, object_pairs_hook=once)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise ValueError(f"{path} is no JSON: {error}") from error
 
 
@@ -224,8 +225,8 @@ def parse_lines(text: str, path: str | os.PathLike) -> list[Any]:
   rows = []
   for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
     try:
-      rows += [json.loads(line)] if line.strip() else []
-    except json.JSONDecodeError as error:
+      rows += [jsons.parse(line)] if line.strip() else []
+    except ValueError as error:
       raise ValueError(f"{path}, line {number}: no JSON object: {error}") from error
   return rows
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vilau_jax import jsons
+
 KEYS = ("file", "kind", "prompt", "seed", "settings", "model_id")
 
 
@@ -22,9 +24,9 @@ def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
   text = path.read_text("utf-8")
   try:
     if path.suffix == ".jsonl":
-      entries = [json.loads(line) for line in text.splitlines()]
+      entries = [jsons.parse(line) for line in text.splitlines()]
     else:
-      entries = json.loads(text)
+      entries = jsons.parse(text)
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON: {error}") from error
   if not isinstance(entries, list) or not entries:

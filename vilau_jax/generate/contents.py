@@ -105,16 +105,16 @@ def _turns(talk: Conversation, name: str) -> list[tuple[str, list[Part]]]:
     if all(isinstance(turn, dict) for turn in talk):
       turns = [_turn(turn, f"{name}, turn {i}") for i, turn in enumerate(talk)]
       if turns[-1][0] not in ("user", "human"):
-        raise ValueError(f"{name} must end with a turn of the user, not of {turns[-1][0]!r}")
+        raise ValueError(f"{name} must end with a turn of the user, not of {turns[-1][0]!r:.200}")
       return turns
   return [("user", _parts(talk, name))]
 
 
 def _turn(turn: Any, name: str) -> tuple[str, list[Part]]:
   if set(turn) != {"role", "content"}:
-    raise ValueError(f'{name} needs the keys "role" and "content", got {sorted(turn)}')
+    raise ValueError(f'{name} needs the keys "role" and "content", got {sorted(turn)!s:.200}')
   if turn["role"] not in ("user", "human", "assistant", "gpt"):
-    raise ValueError(f'{name}: role must be "user" or "assistant", got {turn["role"]!r}')
+    raise ValueError(f'{name}: role must be "user" or "assistant", got {turn["role"]!r:.200}')
   return turn["role"], _parts(turn["content"], name)
 
 

@@ -12,12 +12,12 @@ the folder of the file of prompts.
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from vilau_jax import jsons
 from vilau_jax.generate.contents import Conversation, Image, Video
 
 
@@ -83,7 +83,7 @@ class PromptFile:
     for number, (line, record) in enumerate(self._records()):
       order = self._order(number, line, record)
       if order.name in seen or (order.name != _default(number) and self._defaults(order.name)):
-        reason = f"the name {order.name!r} is that of another record"
+        reason = f"the name {order.name!r:.200} is that of another record"
         order = dataclasses.replace(order, prompt=None, reason=reason)
       elif order.name != _default(number):
         seen.add(order.name)
@@ -105,7 +105,7 @@ class PromptFile:
       for number, line in enumerate(file, 1):
         try:
           text = line.decode("utf-8").strip()
-          yield number, json.loads(text) if self.path.suffix == ".jsonl" and text else text
+          yield number, jsons.parse(text) if self.path.suffix == ".jsonl" and text else text
         except ValueError as error:  # no UTF-8, no JSON
           yield number, error
 
@@ -117,7 +117,7 @@ class PromptFile:
       if isinstance(record, dict):
         name, seed = _name(record.get("name", name)), record.get("seed")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-          raise ValueError(f"seed must be an integer, got {seed!r}")
+          raise ValueError(f"seed must be an integer, got {seed!r:.200}")
         if seed is not None and not 0 <= seed < 2**32:
           raise ValueError(f"seeds are integers from 0 to 2**32 - 1, got {seed}")
         record = record.get("prompt")
@@ -141,7 +141,7 @@ class PromptFile:
       (kind, file), *_ = part.items()
       if kind in ("image", "video") and isinstance(file, str):
         return (Image if kind == "image" else Video)(self.path.parent / file)
-    raise ValueError(f'a part is a text, {{"image": FILE}} or {{"video": FILE}}, got {part!r}')
+    raise ValueError(f'a part is a text, {{"image": FILE}} or {{"video": FILE}}, got {part!r:.200}')
 
 
 def _default(number: int) -> str:
@@ -151,13 +151,13 @@ def _default(number: int) -> str:
 def _name(name: Any) -> str:
   path = pathlib.PurePosixPath(str(name))
   if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(name):
-    raise ValueError(f"name must be a relative path without .., got {name!r}")
+    raise ValueError(f"name must be a relative path without .., got {name!r:.200}")
   return str(path)
 
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
   try:
-    content = json.loads(path.read_text("utf-8"))
+    content = jsons.parse(path.read_bytes())
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON: {error}") from error
   if not isinstance(content, dict):

@@ -26,6 +26,7 @@ def _shared() -> ConfigDict:
   # plan/chips.py does not know, for MFU
   c.guard = dict(
     nonfinite_skips=0,  # steps with a loss or gradient that is not finite to leave out; then stop
+    start_within=7200.0,  # seconds until the first step is done, which compiles; 0 = endless
     hang_after=1800.0,  # seconds without progress until a process gives up; 0 = never
   )
   # Component ("whole", "tower", "siglip", "decoder", "llm", ...) -> directory of a model.

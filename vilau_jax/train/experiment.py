@@ -121,7 +121,7 @@ def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
   Raises:
     ValueError: see check; also if something needed is not given, or parts do not fit together.
   """
-  started = check(config, workdir)
+  started = checkpoint.first_says(check(config, workdir))
   workdir = epath.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   make = _tower_experiment if config.stage == "tower" else _lm_experiment
@@ -206,7 +206,7 @@ def _tokenizer_file(
   """The tokenizer inside the workdir: already there, given, from a model in init_from, or trained
   on the mixture's texts where data.tokenizer_size allows."""
   target = workdir / name
-  if target.exists():
+  if checkpoint.first_says(target.exists()):
     return target
   sources = [given] if given else []
   sources += [d for d in (os.path.join(d, name) for d in donors) if epath.Path(d).exists()]
@@ -243,7 +243,7 @@ def _finish(
 ) -> VilaUConfig:
   """The model as the workdir has it; written there when the run starts."""
   if started:
-    return VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+    return checkpoint.model_config(workdir)
   stored = {"format_version": checkpoint.FORMAT_VERSION, "model": model.to_dict()}
   checkpoint.write_json(workdir / "config.json", stored | {"experiment": jsonable(config)})
   return model
@@ -278,8 +278,9 @@ def _lm_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Ex
   donors = [init_from[k] for k in ("whole", "llm") if k in init_from]
   file = _tokenizer_file(config, workdir, config.data.tokenizer, donors, checkpoint.TOKENIZER)
   tokenizer = Tokenizer(file)
-  if started and (workdir / "frozen" / "hash.json").exists():
-    model = VilaUConfig.from_dict(checkpoint.read_config(workdir)["model"])
+  frozen = checkpoint.first_says((workdir / "frozen" / "hash.json").exists())
+  if started and frozen:
+    model = checkpoint.model_config(workdir)
     identity = checkpoint.frozen_tower_id(workdir)
     return Experiment(config, model, workdir, None, identity, tokenizer)
   loaded = checkpoint.load_model(source)

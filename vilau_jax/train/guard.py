@@ -83,16 +83,24 @@ class Watchdog:
   hangs says in what, the others say that they wait for a peer.
   """
 
-  def __init__(self, seconds: float):
-    """seconds: patience, 0 = endless; the first step, which compiles, is not watched."""
-    self._seconds, self._ended = seconds, threading.Event()
-    self._at: tuple[float, str] | None = None
-    if seconds:
+  def __init__(self, seconds: float, start: float = 0):
+    """Begins to watch.
+
+    Args:
+      seconds: patience, 0 = endless.
+      start: patience until `at` is called first: records are looked through, weights read and the
+        first step compiled.
+    """
+    self._seconds, self._start, self._ended = seconds, start, threading.Event()
+    self._at: tuple[float, str, float] | None = None
+    if start:
+      self._at = time.monotonic(), "the start", start
+    if seconds or start:
       threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
   def at(self, what: str) -> None:
     """The run is alive, and now at `what`."""
-    self._at = (time.monotonic(), what)
+    self._at = (time.monotonic(), what, self._seconds) if self._seconds else None
 
   def pause(self) -> None:
     """What follows may take as long as it likes."""
@@ -102,14 +110,15 @@ class Watchdog:
     self._ended.set()
 
   def _watch(self) -> None:
-    while not self._ended.wait(min(self._seconds / 4, 5.0)):
+    patience = min(x for x in (self._seconds, self._start) if x)
+    while not self._ended.wait(min(patience / 4, 5.0)):
       at = self._at
-      if at is not None and time.monotonic() - at[0] > self._seconds:
+      if at is not None and time.monotonic() - at[0] > at[2]:
         peer = "; a peer hangs or is gone" if jax.process_count() > 1 else ""
         print(
           f"vilau: process {jax.process_index()} of {jax.process_count()} ends: no progress in "
-          f"{self._seconds:g} s ({at[1]}{peer}). The last checkpoint is good; the same command "
-          "goes on from there. guard.hang_after is the patience.",
+          f"{at[2]:g} s ({at[1]}{peer}). The last checkpoint is good; the same command goes on "
+          "from there. guard.hang_after is the patience, guard.start_within that for the start.",
           file=sys.stderr, flush=True,
         )  # fmt: skip
         faulthandler.dump_traceback(all_threads=True)

@@ -79,7 +79,7 @@ def load(
   part = {k: v for k, v in part.items() if not lora.is_adapter(k)}  # those always start fresh
   if not part:
     raise ValueError(f"init_from.{component}: stage {stage!r} has no such part")
-  stored = VilaUConfig.from_dict(checkpoint.read_config(directory)["model"])
+  stored = checkpoint.model_config(directory)
   _check_function(f"init_from.{component} {directory}", stored, model, part)
   adapted = _adaptations(stored, model, part)
   plain = traverse_util.unflatten_dict({k: v for k, v in part.items() if k not in adapted})

@@ -60,11 +60,13 @@ def train(
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as closing:
     closing.enter_context(lock.only_run(workdir))
+    dog = guard.Watchdog(config.guard.hang_after, config.guard.start_within)
+    closing.callback(dog.close)
     run = experiments.resolve(config, workdir)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     closing.enter_context(jax.set_mesh(mesh))
     stopping = closing.enter_context(guard.stop_signals())
-    result = _run(run, mesh, stopping, profile, closing)
+    result = _run(run, mesh, stopping, dog, profile, closing)
   return result | {"seconds": time.monotonic() - began}
 
 
@@ -72,6 +74,7 @@ def _run(
   run: Experiment,
   mesh: jax.sharding.Mesh,
   stopping: guard.Stopping,
+  dog: guard.Watchdog,
   profile: tuple[int, int] | None,
   closing: contextlib.ExitStack,
 ) -> dict[str, Any]:
@@ -88,8 +91,6 @@ def _run(
   batches = Batches(run, mesh, start, position)
   writer = _writer(run, start, batches.speed, position)
   closing.callback(writer.close)
-  dog = guard.Watchdog(config.guard.hang_after)
-  closing.callback(dog.close)
   closing.callback(_end_profile)
   draw = samples.drawer(run, stage, mesh) if config.log.samples_every else None
   for step in range(start, config.steps):

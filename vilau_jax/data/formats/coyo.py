@@ -95,8 +95,11 @@ def _image(images: str | None, value: dict[str, Any]) -> bytes:
       "no picture: download them first (img2dataset, then the format img2dataset), or give a "
       "folder of ID.jpg with --images"
     )
+  name = str(value.get("id"))
+  if "/" in name or "\0" in name:
+    raise ValueError(f"no picture: the id {name!r:.80} is no name of a file")
   for suffix in SUFFIXES:
-    path = epath.Path(images) / f"{value.get('id')}{suffix}"
+    path = epath.Path(images) / f"{name}{suffix}"
     if path.is_file():
       return path.read_bytes()
-  raise ValueError(f"no picture: {images} holds no {value.get('id')}.jpg")
+  raise ValueError(f"no picture: {images} holds no {name:.80}.jpg")

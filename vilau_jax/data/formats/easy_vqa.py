@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from vilau_jax import jsons
 from vilau_jax.data import imports, media, pieces
 from vilau_jax.data.formats import entries
 from vilau_jax.data.formats.ranges import Entry
@@ -112,11 +113,11 @@ def _questions(root: pathlib.Path, split: str) -> dict[int, list[tuple[str, str]
   """picture -> its (question, answer) pairs in the published order."""
   path = root / split / QUESTIONS
   try:
-    rows = json.loads(path.read_text(encoding="utf-8"))
     found: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
-    for question, answer, number in rows:
-      found[int(number)].append((question, answer))
-  except (json.JSONDecodeError, TypeError, ValueError) as error:
+    for question, answer, number in jsons.parse(path.read_bytes()):
+      pair = entries.text(question, "question"), entries.text(answer, "answer")
+      found[int(number)].append(pair)
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(f"{path} is not a list of [question, answer, picture]: {error}") from error
   if not found:
     raise ValueError(f"{path} holds no question")

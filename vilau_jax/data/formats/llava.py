@@ -106,7 +106,7 @@ def _conversation(value: dict[str, Any]) -> list[tuple[str, str]]:
   for place, turn in enumerate(turns):
     role = turn.get("from")
     if role not in ROLES:
-      raise ValueError(f"turn {place} is from {role!r}, not from one of {ROLES}")
+      raise ValueError(f"turn {place} is from {role!r:.200}, not from one of {ROLES}")
     text = turn.get("value")
     if not isinstance(text, str):
       raise ValueError(f"the value of turn {place} is not a string: {text!r:.60}")

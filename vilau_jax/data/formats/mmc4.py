@@ -83,7 +83,7 @@ def _record(images: str | None, name: str, value: dict[str, Any], number: int) -
   for info in infos[:MAX_IMAGES]:
     place = info.get("matched_text_index") if isinstance(info, dict) else None
     if not isinstance(place, int) or not 0 <= place < len(sentences):
-      raise ValueError(f"an image is matched to sentence {place!r} of {len(sentences)}")
+      raise ValueError(f"an image is matched to sentence {place!r:.200} of {len(sentences)}")
     places.append(place)
   order = sorted(range(len(places)), key=places.__getitem__)  # stable: ties keep their order
   return {

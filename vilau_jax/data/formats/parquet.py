@@ -9,6 +9,8 @@ from vilau_jax.data.formats.ranges import Entry
 from vilau_jax.data.pieces import Piece
 
 BATCH = 64  # rows in memory at once: they may hold pictures
+# What pyarrow raises over damaged files beside its own errors.
+_BREAKS = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
 
 
 class Group(NamedTuple):
@@ -25,8 +27,8 @@ def _open(path: epath.Path):
 
   try:
     return pq.ParquetFile(path.open("rb"))
-  except (pa.ArrowInvalid, OSError) as error:
-    raise ValueError(f"{path} is not a Parquet file, or is cut off: {error}") from error
+  except (pa.ArrowException, *_BREAKS) as error:
+    raise ValueError(f"{path} is not a Parquet file, or is cut off: {error!s:.500}") from error
 
 
 def pieces(paths: Sequence[epath.Path]) -> Iterator[Piece]:
@@ -59,8 +61,8 @@ def rows(group: Group) -> Iterator[Entry]:
         for row in batch.to_pylist():
           yield Entry(f"{path.name}, row {number}", number, row)
           number += 1
-    except (pa.ArrowException, OSError) as error:
-      raise ValueError(f"{path} is damaged behind row {number - 1}: {error}") from error
+    except (pa.ArrowException, *_BREAKS) as error:
+      raise ValueError(f"{path} is damaged behind row {number - 1}: {error!s:.500}") from error
 
 
 def column(path: epath.Path, name: str) -> Iterator[Any]:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
+from vilau_jax import jsons
+
 ENTRIES = 1000  # of a range
 BLOCK = 1 << 20
 LARGEST = 1 << 28  # bytes of one entry
@@ -102,11 +104,9 @@ def read_range(part: Range) -> Iterator[Entry]:
 def _entry(part: Range, what: str, number: int, data: bytes) -> Entry:
   where = f"{os.path.basename(part.path)}, {what} {number}"
   try:
-    return Entry(where, number, json.loads(data.decode("utf-8")))
-  except UnicodeDecodeError as error:
-    return Entry(where, number, None, f"not UTF-8 (byte {error.start} of the {what})")
-  except json.JSONDecodeError as error:
-    return Entry(where, number, None, f"not JSON: {error}")
+    return Entry(where, number, jsons.parse(data))
+  except ValueError as error:
+    return Entry(where, number, None, str(error))
 
 
 def _check_encoding(path: epath.Path, head: bytes) -> None:
@@ -160,6 +160,8 @@ def _elements(text: _Window) -> Iterator[tuple[int, int]]:
         cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.text) - 16
         if not cut or len(text.text) - start > LARGEST or not text.more():
           raise _Broken(f"{error.msg} at byte {text.base + error.pos}") from error
+      except ValueError as error:  # a number of thousands of digits
+        raise _Broken(f"{error} at byte {text.base + start}") from error
       except RecursionError as error:
         raise _Broken(f"nested too deeply at byte {text.base + start}") from error
     yield text.base + start, text.base + place
@@ -197,7 +199,12 @@ def _split_array(path, f: BinaryIO, start: int, entries: int) -> Iterator[Range]
 
 def _split_lines(path, f: BinaryIO, start: int, entries: int) -> Iterator[Range]:
   begin, first, stop, number = start, 1, start, 0
-  for line in f:
+  while line := f.readline(LARGEST + 1):
+    if len(line) > LARGEST:
+      problem = f"{path} has a line of more than {LARGEST} bytes: line {number + 1}"
+      yield Range(str(path), begin, stop, first, "lines")
+      yield Range(str(path), stop, stop, number + 1, "lines", problem=problem)
+      return
     stop += len(line)
     number += 1
     if number - first + 1 == entries:
@@ -214,7 +221,7 @@ def split_csv(path: epath.Path, needed: Sequence[str] = (), rows: int = ENTRIES)
     ValueError: if the header lacks a needed column.
   """
   with path.open("rb") as f:
-    head = f.readline()
+    head = f.readline(BLOCK)
     _check_encoding(path, head)
     start = len(head)
     try:
@@ -223,12 +230,12 @@ def split_csv(path: epath.Path, needed: Sequence[str] = (), rows: int = ENTRIES)
       raise ValueError(f"{path}, line 1: no header of a CSV file: {head[:80]!r}") from error
     missing = [name for name in needed if name not in columns]
     if missing:
-      raise ValueError(f"{path} lacks the columns {missing}; it has {columns}")
+      raise ValueError(f"{path} lacks the columns {missing}; it has {columns!s:.500}")
     whole = Range(str(path), start, start, 2, "csv", tuple(columns))
     begin, first, stop, count, consumed = start, 2, start, 0, []
 
     def lines():
-      for line in f:
+      while line := f.readline(LARGEST):  # a longer one is broken, or many
         consumed.append(len(line))
         yield line
 

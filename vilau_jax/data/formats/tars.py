@@ -10,6 +10,8 @@ from etils import epath
 from vilau_jax.data.pieces import Reject
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff")  # the first that is there is taken
+# What damaged headers make tarfile raise beside its own errors.
+_BREAKS = (EOFError, OSError, ValueError, LookupError, OverflowError, RecursionError)
 
 
 class Sample(NamedTuple):
@@ -37,8 +39,8 @@ def samples(path: epath.Path) -> Iterator[Sample | Reject]:
   with path.open("rb") as f:
     try:
       archive = tarfile.open(fileobj=f, mode="r:")
-    except tarfile.TarError as error:
-      raise ValueError(f"{path} is not a tar file: {error}") from error
+    except (tarfile.TarError, *_BREAKS) as error:
+      raise ValueError(f"{path} is not a tar file: {error!s:.200}") from error
     with archive:
       yield from _grouped(path, archive)
 
@@ -46,13 +48,18 @@ def samples(path: epath.Path) -> Iterator[Sample | Reject]:
 def _grouped(path: epath.Path, archive: tarfile.TarFile) -> Iterator[Sample | Reject]:
   current: Sample | None = None
   problem, member = "", None
+  size = path.stat().length
   while not problem:
     try:
       if (member := archive.next()) is None:
         break
+      # A sparse member is as long as it says; others end with the file.
+      if member.issparse() or member.offset_data + member.size > size:
+        problem = f"the tar is damaged from here on: {member.name!r:.80} has {member.size} bytes"
+        break
       data = archive.extractfile(member).read() if member.isfile() else None
-    except (tarfile.TarError, EOFError, OSError) as error:
-      problem = f"the tar is damaged from here on: {error}"
+    except (tarfile.TarError, *_BREAKS) as error:
+      problem = f"the tar is damaged from here on: {error!s:.200}"
       break
     if data is None or os.path.basename(member.name).startswith("."):
       continue

@@ -8,18 +8,19 @@ could not be downloaded.
 """
 
 import functools
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from vilau_jax import jsons
 from vilau_jax.data import imports, pieces
 from vilau_jax.data.formats import coyo, entries, parquet, tars
 from vilau_jax.data.pieces import Note, Piece, Reject
 
 INDEX = "wids-meta.json"
+STORES = ("gs://", "s3://")
 NO_CAPTION = "An image."
 PICTURES = ("jpg", "png", "webp", "image")  # img2dataset's names of the picture's column
 
@@ -53,30 +54,43 @@ def plan_wids(source: str | os.PathLike | None, *, kind: str = "t2i") -> imports
 def _indexed(index: epath.Path) -> dict[epath.Path, int]:
   """Tar -> its number of samples."""
   try:
-    content = json.loads(index.read_text())
+    content = jsons.parse_object(index.read_bytes())
     lists = [content.get("shardlist") or []]
     for part in content.get("datasets") or []:
       lists.append(part.get("shardlist") or _nested(index, part))
-    shards = {
-      epath.Path(s["url"] if "://" in s["url"] else index.parent / s["url"]): int(s["nsamples"])
-      for shard in lists
-      for s in shard
-    }
-  except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-    raise ValueError(f"{index} is no wids index: {error!r}") from error
+    shards = {_below(index, s["url"]): int(s["nsamples"]) for shard in lists for s in shard}
+  except (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError) as error:
+    raise ValueError(f"{index} is no wids index: {error!r:.500}") from error
   for path in shards:
-    if not path.is_file():
-      raise ValueError(f"{index} names {path}, which is missing")
+    try:
+      there = path.is_file()
+    except (OSError, ImportError, ValueError) as error:  # a store that cannot be asked
+      raise ValueError(f"{index} names {path!s:.200}, which cannot be read: {error}") from error
+    if not there:
+      raise ValueError(f"{index} names {path!s:.200}, which is missing")
   if not shards:
     raise ValueError(f"{index} names no shards")
   return shards
 
 
+def _below(index: epath.Path, name: str) -> epath.Path:
+  """A file that an index names: below the index's folder, or in an object store.
+
+  Raises:
+    ValueError: if it lies elsewhere.
+  """
+  if name.startswith(STORES):
+    return epath.Path(name)
+  if name.startswith("/") or "://" in name or ".." in name.split("/") or "\0" in name:
+    raise ValueError(f"{name!r:.200} is outside of the folder of the index")
+  return index.parent / name
+
+
 def _nested(index: epath.Path, part: dict[str, Any]) -> list[dict[str, Any]]:
   """The shards of an index that another one refers to, their paths relative to it."""
-  other = index.parent / part["source_url"]
+  other = _below(index, part["source_url"])
   base = part.get("base") or os.path.relpath(other.parent, index.parent)
-  shards = json.loads(other.read_text())["shardlist"]
+  shards = jsons.parse_object(other.read_bytes())["shardlist"]
   return [{**s, "url": os.path.join(base, s["url"])} for s in shards]
 
 
@@ -120,7 +134,7 @@ def _long_caption(sample: tars.Sample) -> str | None:
 def _json(sample: tars.Sample) -> dict[str, Any]:
   data = sample.parts.get(".json")
   try:
-    about = json.loads(data) if data is not None else {}
+    about = jsons.parse(data) if data is not None else {}
   except ValueError as error:
     raise ValueError(f"its .json is broken: {error}") from error
   if not isinstance(about, dict):
