@@ -1,7 +1,10 @@
 """Packaging of vilau_jax. `pip install -e .[quickstart,test]` is all a newcomer needs.
 
-The lower bounds are the oldest versions that are tested, with Python 3.11 and jax 0.10.2. The
-newest ones are tested by launch/versions.sh, which names them.
+Tested are two sets of versions: Python 3.11 with the oldest jax, flax, optax, grain and qwix that
+are allowed here (they are what pip finds for it), and Python 3.13 with the newest jax and flax,
+which launch/versions.sh names (not all tests have run there yet). All else is the newest in both:
+numpy 2.4 and 2.5, orbax-checkpoint 0.12.8, pillow 13, pyarrow 26, protobuf 7, av 18 and 19; lower
+ones of those are not tested.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs tests with the newest versions, beside those of .venv: Python 3.13, jax 0.12.0.1, flax 0.12.12.
-#   bash launch/versions.sh                 models, layers, generation, checkpoints, sharding, training
-#   bash launch/versions.sh tests/convert   others; arguments go to pytest
+#   bash launch/versions.sh                 all default tests, in two processes
+#   bash launch/versions.sh tests/convert   some of them; arguments go to pytest
 # PYTHON=/path/to/python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +20,5 @@ if [ ! -f $venv/installed ] || [ setup.py -nt $venv/installed ]; then
   $venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" "${newest[@]}"
   touch $venv/installed
 fi
-[ $# -gt 0 ] || set -- tests/models tests/layers tests/generate tests/train tests/test_api.py \
-  tests/test_checkpoint.py tests/test_sharding.py
-exec $venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+$venv/bin/python -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
+exec $venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 "$@"

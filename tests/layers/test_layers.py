@@ -104,10 +104,11 @@ class _Stack(nn.Module):
 def test_scanned_and_unrolled_stacks_agree(remat, unroll):
   x = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
   net = _Stack(remat, unroll)
-  params = nn.unbox(net.init(jax.random.key(0), x))["params"]
-  unrolled = net.apply({"params": stack.unstack(params)}, x, [None] * 3)
-  np.testing.assert_allclose(net.apply({"params": params}, x), unrolled, rtol=1e-5, atol=1e-6)
-  grads = jax.grad(lambda p: net.apply({"params": p}, x).sum())(params)
+  params = nn.unbox(jax.jit(net.init)(jax.random.key(0), x))["params"]
+  run = jax.jit(lambda p, caches=None: net.apply({"params": p}, x, caches))
+  unrolled = run(stack.unstack(params), [None] * 3)
+  np.testing.assert_allclose(run(params), unrolled, rtol=1e-5, atol=1e-6)
+  grads = jax.jit(jax.grad(lambda p: net.apply({"params": p}, x).sum()))(params)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

@@ -21,6 +21,9 @@ from vilau_jax.config import (
 )
 from vilau_jax.convert import formats
 
+# One compiled program serves all golden batches: rows, positions and slots are padded to these.
+ROWS, LENGTH, SLOTS = 6, 213, 144
+
 A = pathlib.Path(__file__).parents[1] / "golden" / "a"
 TOWER = "vision_tower.vision_tower."
 
@@ -146,3 +149,17 @@ def stack(bins: list[list[tuple]], length: int, vocab: int) -> dict[str, np.ndar
       assert np.array_equal(label[places][target] - vocab, codes[target])
       at, slot = at + n, slot + m
   return batch
+
+
+def widen(batch):
+  """Pads a batch dict to [ROWS, LENGTH] and SLOTS with padding values."""
+  fill = {"text_target": -1, "visual_position": -1}
+  size = dict.fromkeys(("tokens", "segment_ids", "positions", "text_target"), LENGTH)
+  return {
+    k: np.pad(
+      v,
+      [(0, ROWS - v.shape[0]), (0, size.get(k, SLOTS) - v.shape[1])] + [(0, 0)] * (v.ndim - 2),
+      constant_values=fill.get(k, 0),
+    )
+    for k, v in batch.items()
+  }

@@ -37,7 +37,7 @@ def random_variables(shapes: dict, seed: int = 1) -> dict:
 
   def fill(path, leaf):
     if path[-1].key == "scale":
-      return jnp.ones(leaf.shape)
+      return jnp.asarray(np.ones(leaf.shape, np.float32))
     bound = max(1, np.prod(leaf.shape[:-1])) ** -0.5
     if path[0].key == "quantizer":
       bound = 0.0 if path[-1].key == "cluster_size" else 1.0

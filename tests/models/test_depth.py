@@ -37,18 +37,19 @@ def boxed():
 
 @functools.cache
 def params():
-  leaves, tree = jax.tree.flatten(nn.unbox(boxed()))
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(
-    tree, [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
-  )
+  random = np.random.default_rng(1)
+  moved = lambda a: a + np.float32(0.2) * random.normal(size=a.shape).astype(np.float32)  # noqa: E731
+  return jax.tree.map(moved, nn.unbox(boxed()))
 
 
 def inputs(rows=8):
-  keys = jax.random.split(jax.random.key(2))
-  return jax.random.normal(keys[0], (rows, 8)), jax.random.normal(keys[1], (rows, 3, 8))
+  random = np.random.default_rng(2)
+  return tuple(
+    jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((rows, 8), (rows, 3, 8))
+  )
 
 
+@functools.partial(jax.jit, static_argnames="deterministic")
 def forward(p, hidden, sums, **kwargs):
   model, v = DepthTransformer(CONFIG, CODES), {"params": p}
   return model.apply(v, model.apply(v, hidden, sums, **kwargs), method="logits")
@@ -61,14 +62,23 @@ def golden_model():
 
 def test_golden_logits():
   golden, (model, v) = golden_lm.load("08_depth_transformer"), golden_model()
-  words = quantizer.lookup(golden_lm.codebook(), golden["codes"])
+
+  @jax.jit
+  def run(v, codebook, codes, hidden):
+    words = quantizer.lookup(codebook, codes)
+    sums = jnp.cumsum(words, -2)
+    features = model.apply(v, hidden, sums[..., :-1, :])
+    logits = model.apply(v, features, method="logits")
+    return words, sums, model.apply(v, sums[0], method="from_codes"), features, logits
+
+  words, sums, dropped_in, features, logits = run(
+    v, golden_lm.codebook(), golden["codes"], golden["hidden"]
+  )
   close(words[0], golden["code_embeds"])
-  sums = jnp.cumsum(words, -2)
   close(sums[0], golden["code_embeds_cumsum"])
-  close(model.apply(v, sums[0], method="from_codes"), golden["drop_in_1"])
-  features = model.apply(v, golden["hidden"], sums[..., :-1, :])
+  close(dropped_in, golden["drop_in_1"])
   assert features.shape == (2, 5, 4, 64)
-  close(model.apply(v, features, method="logits"), golden["logits"], 1e-4)
+  close(logits, golden["logits"], 1e-4)
 
 
 def test_golden_logits_step_by_step():
@@ -76,41 +86,60 @@ def test_golden_logits_step_by_step():
   v = {"params": unstack(v["params"])}
   codes = golden["codes"].reshape(10, 4)
   caches = init_cache(golden_lm.config().depth, golden_lm.config().tower.quantizer, 10)
-  token = model.apply(v, golden["hidden"].reshape(10, -1), method="from_hidden")
-  step = jax.jit(functools.partial(model.apply, method="step"))
+  from_hidden, from_codes = (
+    jax.jit(functools.partial(model.apply, method=m)) for m in ("from_hidden", "from_codes")
+  )
+  token = from_hidden(v, golden["hidden"].reshape(10, -1))
+
+  @jax.jit
+  def step(v, token, d, caches):
+    features, caches = model.apply(v, token, d, caches, method="step")
+    return model.apply(v, features, method="logits"), caches
+
   for d in range(4):
-    features, caches = step(v, token, d, caches)
-    logits = model.apply(v, features, method="logits")
+    logits, caches = step(v, token, d, caches)
     close(logits, golden["logits"].reshape(10, 4, 64)[:, d], 1e-4)
     so_far = quantizer.embed(golden_lm.codebook(), codes[:, : d + 1])
-    token = model.apply(v, so_far, method="from_codes")
+    token = from_codes(v, so_far)
 
 
 def test_step_equals_teacher_forcing():
   hidden, sums = inputs()
   model, v = DepthTransformer(CONFIG, CODES), {"params": unstack(params())}
-  whole = DepthTransformer(CONFIG, CODES).apply({"params": params()}, hidden, sums)
-  caches = init_cache(CONFIG, CODES, 8)
+
+  @jax.jit
+  def run(p, v, hidden, sums):
+    caches, steps = init_cache(CONFIG, CODES, 8), []
+    for d in range(4):
+      method, value = ("from_codes", sums[:, d - 1]) if d else ("from_hidden", hidden)
+      token = model.apply(v, value, method=method)
+      features, caches = model.apply(v, token, d, caches, method="step")
+      steps.append(features)
+    return steps, model.apply({"params": p}, hidden, sums)
+
+  steps, whole = run(params(), v, hidden, sums)
   for d in range(4):
-    method, value = ("from_codes", sums[:, d - 1]) if d else ("from_hidden", hidden)
-    token = model.apply(v, value, method=method)
-    features, caches = model.apply(v, token, d, caches, method="step")
-    close(features, whole[:, d])
+    close(steps[d], whole[:, d])
 
 
 def test_scan_equals_a_loop_over_sliced_parameters():
-  hidden, sums = inputs()
-  p, model = params(), DepthTransformer(CONFIG, CODES)
-  first = model.apply({"params": p}, hidden, method="from_hidden")[:, None]
-  x = jnp.concatenate([first, model.apply({"params": p}, sums, method="from_codes")], 1)
-  x = x + p["pos_emb_d"]
-  block = DepthBlock(CONFIG.heads, CONFIG.hidden, CONFIG.eps, 0.0)
-  for i in range(CONFIG.depth):
-    layer = {"params": jax.tree.map(lambda a, i=i: a[i], p["layers"])}
-    x, _ = block.apply(layer, x, jnp.tril(jnp.ones((1, 4, 4), bool)))
-  close(model.apply({"params": p}, hidden, sums), x)
-  remat = DepthTransformer(CONFIG, CODES, remat="nothing_saveable")
-  close(remat.apply({"params": p}, hidden, sums), x)
+  model = DepthTransformer(CONFIG, CODES)
+
+  @jax.jit
+  def run(p, hidden, sums):
+    first = model.apply({"params": p}, hidden, method="from_hidden")[:, None]
+    x = jnp.concatenate([first, model.apply({"params": p}, sums, method="from_codes")], 1)
+    x = x + p["pos_emb_d"]
+    block = DepthBlock(CONFIG.heads, CONFIG.hidden, CONFIG.eps, 0.0)
+    for i in range(CONFIG.depth):
+      layer = {"params": jax.tree.map(lambda a, i=i: a[i], p["layers"])}
+      x, _ = block.apply(layer, x, jnp.tril(jnp.ones((1, 4, 4), bool)))
+    remat = DepthTransformer(CONFIG, CODES, remat="nothing_saveable")
+    return x, *(m.apply({"params": p}, hidden, sums) for m in (model, remat))
+
+  x, scanned, remat = run(params(), *inputs())
+  close(scanned, x)
+  close(remat, x)
 
 
 def test_a_later_code_does_not_change_an_earlier_depth():
@@ -143,11 +172,10 @@ def test_dropout_keeps_the_mean_of_each_branch_and_differs_by_layer():
   # With every branch output constant, a dropped residual is 0 or 1 / (1 - rate) of it.
   p = jax.tree.map(jnp.zeros_like, params())
   p["layers"]["attn"]["out"]["bias"] = jnp.ones((2, 16))
-  x = DepthTransformer(CONFIG, CODES).apply(
+  x = jax.jit(functools.partial(DepthTransformer(CONFIG, CODES).apply, deterministic=False))(
     {"params": p},
     jnp.zeros((500, 8)),
     jnp.zeros((500, 3, 8)),
-    deterministic=False,
     rngs={"dropout": jax.random.key(0)},
   )
   values, counts = np.unique(np.asarray(x), return_counts=True)
@@ -167,28 +195,35 @@ def test_initial_values():
       assert 0.01 < np.std(leaf) < 0.03, name
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_every_mesh_gives_the_same_logits_and_gradients(shape):
-  def run(p, hidden, sums):
-    logits, pull = jax.vjp(lambda q: forward(q, hidden, sums), p)
-    return logits, pull(jnp.sin(logits))[0]
+def logits_and_gradients(p, hidden, sums):
+  logits, pull = jax.vjp(lambda q: forward(q, hidden, sums), p)
+  return logits, pull(jnp.sin(logits))[0]
 
+
+@pytest.fixture(scope="module")
+def on_one_device():
+  logits, grads = jax.device_get(jax.jit(logits_and_gradients)(params(), *inputs()))
+  # A key bias shifts all scores of a query alike: its gradient is zero up to rounding.
+  assert np.abs(grads["layers"]["attn"]["key"].pop("bias")).max() < 1e-5
+  return logits, grads
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_every_mesh_gives_the_same_logits_and_gradients(shape, on_one_device):
   args = inputs()
-  want = run(params(), *args)
   mesh = sharding.make_mesh(**shape)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params(), sharding.state_shardings(boxed(), mesh))
     args = jax.device_put(args, sharding.batch_sharding(mesh))
-    logits, grads = jax.jit(run)(placed, *args)
-  close(logits, want[0])
-  # A key bias shifts all scores of a query alike: its gradient is zero up to rounding.
-  for tree in (grads, want[1]):
-    assert np.abs(tree["layers"]["attn"]["key"].pop("bias")).max() < 1e-5
-  jax.tree.map(close, grads, want[1])
+    logits, grads = jax.jit(logits_and_gradients)(placed, *args)
+  close(logits, on_one_device[0])
+  assert np.abs(grads["layers"]["attn"]["key"].pop("bias")).max() < 1e-5
+  jax.tree.map(close, grads, on_one_device[1])
 
 
 def test_heads_must_divide_the_width():
   with pytest.raises(ValueError, match=r"depth\.heads 3"):
-    DepthTransformer(DepthConfig(width=16, heads=3), CODES).init(
-      jax.random.key(0), jnp.zeros((1, 8)), jnp.zeros((1, 3, 8))
-    )
+    jax.eval_shape(
+      DepthTransformer(DepthConfig(width=16, heads=3), CODES).init,
+      jax.random.key(0), jnp.zeros((1, 8)), jnp.zeros((1, 3, 8)),
+    )  # fmt: skip

@@ -35,10 +35,10 @@ def close(got, want, tolerance=1e-5):
 def draw(config: LlamaConfig, seed: int = 0):
   """Parameters with norm scales and weights away from their initial values."""
   x, row = jnp.zeros((1, 2, config.width)), jnp.zeros((1, 2), jnp.int32)
-  init = Llama(config).init(jax.random.key(seed), x, row, jnp.ones((1, 2, 2), bool))
+  init = jax.jit(Llama(config).init)(jax.random.key(seed), x, row, jnp.ones((1, 2, 2), bool))
   leaves, tree = jax.tree.flatten(nn.unbox(init)["params"])
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  moved = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
+  random = np.random.default_rng(seed + 1)
+  moved = [a + np.float32(0.1) * random.normal(size=a.shape).astype(np.float32) for a in leaves]
   return jax.tree.unflatten(tree, moved)
 
 
@@ -47,12 +47,21 @@ def odd():
   return draw(ODD)
 
 
+def numbers(seed, shape, high=29):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape), jnp.int32)
+
+
 def forward(config, params, tokens, segment_ids=None, positions=None):
   """Logits [B, L, V] by the scanned form."""
-  model, v = Llama(config), {"params": params}
-  segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+  segment_ids = np.ones(tokens.shape, np.int32) if segment_ids is None else segment_ids
   if positions is None:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  return _forward(config, params, tokens, segment_ids, positions)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(config, params, tokens, segment_ids, positions):
+  model, v = Llama(config), {"params": params}
   x = model.apply(v, tokens, method="embed")
   hidden = model.apply(v, x, positions, causal_mask(segment_ids))
   return model.apply(v, hidden, method="logits")
@@ -116,14 +125,22 @@ def test_text_only_golden():
   params = golden_lm.params()["llm"]
   tokens = jnp.asarray(golden["input_ids"])
   close(forward(c, params, tokens), golden["logits"], 1e-4)
-  x = Llama(c).apply({"params": params}, tokens, method="embed")
-  tables = rotary(jnp.arange(tokens.shape[1])[None], c.head_dim)
-  for i in range(c.depth):
-    close(x, golden["hidden_states"][i][None], 1e-4)
-    layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
-    x, _ = LlamaBlock(c).apply({"params": layer}, x, *tables, causal_mask(jnp.ones_like(tokens)))
-  final = Llama(c).apply({"params": params}, x, method=lambda m, y: m.norm(y))
-  close(final, golden["hidden_states"][c.depth][None], 1e-4)
+
+  @jax.jit
+  def hidden_states(params, tokens):
+    states = [Llama(c).apply({"params": params}, tokens, method="embed")]
+    tables = rotary(jnp.arange(tokens.shape[1])[None], c.head_dim)
+    mask = causal_mask(jnp.ones_like(tokens))
+    for i in range(c.depth):
+      layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+      states.append(LlamaBlock(c).apply({"params": layer}, states[-1], *tables, mask)[0])
+    final = Llama(c).apply({"params": params}, states[-1], method=lambda m, y: m.norm(y))
+    return [*states[:-1], final]
+
+  states = hidden_states(params, tokens)
+  assert len(states) == c.depth + 1
+  for got, want in zip(states, golden["hidden_states"]):
+    close(got, want[None], 1e-4)
 
 
 def test_prefill_golden_with_left_padding():
@@ -131,11 +148,16 @@ def test_prefill_golden_with_left_padding():
   v = {"params": unstack(golden_lm.params()["llm"])}
   tokens, keep = golden["leftpad_input_ids"], golden["leftpad_attention_mask"]
   length, model = tokens.shape[1], Llama(c)
-  mask = jnp.tril(jnp.ones((length, length), bool)) & keep[:, None]
-  x = model.apply(v, tokens, method="embed")
-  positions = jnp.asarray(golden["leftpad_position_ids"])
-  hidden, caches = model.apply(v, x, positions, mask, init_cache(c, 2, length), 0, method="decode")
-  logits = model.apply(v, hidden[:, -1], method="logits")
+  mask = np.tril(np.ones((length, length), bool)) & keep[:, None]
+
+  @jax.jit
+  def prefill(v, tokens, positions, mask):
+    x = model.apply(v, tokens, method="embed")
+    caches = init_cache(c, 2, length)
+    hidden, caches = model.apply(v, x, positions, mask, caches, 0, method="decode")
+    return model.apply(v, hidden[:, -1], method="logits"), caches
+
+  logits, caches = prefill(v, tokens, golden["leftpad_position_ids"], mask)
   close(logits, golden["leftpad_last_logits"], 1e-4)
   whole = np.flatnonzero(keep.all(1))[0]
   assert np.array_equal(tokens[whole], golden["input_ids"][0])
@@ -152,44 +174,57 @@ def test_every_field_reaches_the_numpy_reference(tied):
 
 
 def test_scan_equals_a_loop_over_sliced_parameters():
-  params, tokens = odd(), jax.random.randint(jax.random.key(1), (2, 9), 0, 29)
-  model, mask = Llama(ODD), causal_mask(jnp.ones_like(tokens))
-  positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
-  x = model.apply({"params": params}, tokens, method="embed")
-  want = x
-  for i in range(ODD.depth):
-    layer = {"params": jax.tree.map(lambda a, i=i: a[i], params["layers"])}
+  tokens = numbers(1, (2, 9))
+
+  @jax.jit
+  def run(params, tokens):
+    model, mask = Llama(ODD), causal_mask(jnp.ones_like(tokens))
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    x = model.apply({"params": params}, tokens, method="embed")
+    loop = x
     tables = rotary(positions, ODD.head_dim, ODD.rope_theta, ODD.rope_scaling)
-    want, _ = LlamaBlock(ODD).apply(layer, want, *tables, mask)
-  want = model.apply({"params": params}, want, method=lambda m, y: m.norm(y))
-  close(model.apply({"params": params}, x, positions, mask), want)
-  remat = Llama(ODD, remat="nothing_saveable")
-  close(remat.apply({"params": params}, x, positions, mask), want)
+    for i in range(ODD.depth):
+      layer = {"params": jax.tree.map(lambda a, i=i: a[i], params["layers"])}
+      loop, _ = LlamaBlock(ODD).apply(layer, loop, *tables, mask)
+    loop = model.apply({"params": params}, loop, method=lambda m, y: m.norm(y))
+    remat = Llama(ODD, remat="nothing_saveable")
+    return loop, *(m.apply({"params": params}, x, positions, mask) for m in (model, remat))
+
+  want, scanned, remat = run(odd(), tokens)
+  close(scanned, want)
+  close(remat, want)
 
 
 @pytest.mark.parametrize("pad", [(0, 0), (0, 4)])
 def test_cached_decoding_equals_the_whole_forward(pad):
   prompt, total = 7, 12
-  tokens = jax.random.randint(jax.random.key(2), (2, total), 0, 29)
-  pad = jnp.array(pad)[:, None]
-  positions = jnp.maximum(jnp.arange(total) - pad, 0)
-  full = forward(ODD, odd(), tokens, (jnp.arange(total) >= pad).astype(jnp.int32), positions)
-
-  model, v = Llama(ODD), {"params": unstack(odd())}
-  step = jax.jit(functools.partial(model.apply, method="decode"))
-  caches, place = init_cache(ODD, 2, total), jnp.arange(total)
+  tokens = numbers(2, (2, total))
+  pad = np.array(pad)[:, None]
+  positions = np.maximum(np.arange(total) - pad, 0)
+  full = forward(ODD, odd(), tokens, (np.arange(total) >= pad).astype(np.int32), positions)
+  v = {"params": unstack(odd())}
+  caches, place = init_cache(ODD, 2, total), np.arange(total)
   for start, stop in [(0, prompt)] + [(i, i + 1) for i in range(prompt, total)]:
-    x = model.apply(v, tokens[:, start:stop], method="embed")
-    seen = place <= jnp.arange(start, stop)[:, None]
+    seen = place <= np.arange(start, stop)[:, None]
     mask = seen[None] & (place >= pad)[:, None]
-    hidden, caches = step(v, x, positions[:, start:stop], mask, caches, start)
-    close(model.apply(v, hidden[:, -1], method="logits"), full[:, stop - 1])
+    logits, caches = _decode(
+      v, tokens[:, start:stop], positions[:, start:stop], mask, caches, start
+    )
+    close(logits, full[:, stop - 1])
+
+
+@jax.jit
+def _decode(v, tokens, positions, mask, caches, start):
+  model = Llama(ODD)
+  x = model.apply(v, tokens, method="embed")
+  hidden, caches = model.apply(v, x, positions, mask, caches, start, method="decode")
+  return model.apply(v, hidden[:, -1], method="logits"), caches
 
 
 def test_segments_do_not_see_each_other():
-  tokens = jax.random.randint(jax.random.key(3), (1, 11), 0, 29)
-  segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 2])
-  positions = jnp.array([[*range(5), *range(4), 0, 0]])
+  tokens = numbers(3, (1, 11))
+  segments = np.array([[1] * 5 + [2] * 4 + [0] * 2])
+  positions = np.array([[*range(5), *range(4), 0, 0]])
   packed = forward(ODD, odd(), tokens, segments, positions)
   close(packed[:, :5], forward(ODD, odd(), tokens[:, :5]))
   close(packed[:, 5:9], forward(ODD, odd(), tokens[:, 5:9]))
@@ -198,26 +233,29 @@ def test_segments_do_not_see_each_other():
 def test_padded_vocabulary_is_zero_hidden_and_gets_no_gradient():
   c = ODD
   x, row = jnp.zeros((1, 2, c.width)), jnp.zeros((1, 2), jnp.int32)
-  init = Llama(c).init(jax.random.key(0), x, row, jnp.ones((1, 2, 2), bool))
+  init = jax.jit(Llama(c).init)(jax.random.key(0), x, row, jnp.ones((1, 2, 2), bool))
   params = nn.unbox(init)["params"]
   assert params["embed_tokens"].shape == (32, 24) and params["lm_head"].shape == (24, 32)
   assert np.all(params["embed_tokens"][29:] == 0) and np.all(params["lm_head"][:, 29:] == 0)
   assert np.all(np.any(params["embed_tokens"][:29] != 0, 1))
-  tokens = jnp.arange(6)[None]
-  logits, pull = jax.vjp(lambda p: forward(c, p, tokens), params)
-  assert logits.shape[-1] == 29
-  grads = pull(jnp.ones_like(logits))[0]
+  tokens = np.arange(6)[None]
+  assert jax.eval_shape(lambda p: forward(c, p, tokens), params).shape[-1] == 29
+  grads = jax.jit(jax.grad(lambda p: forward(c, p, tokens).sum()))(params)
   assert np.all(grads["embed_tokens"][29:] == 0) and np.all(grads["lm_head"][:, 29:] == 0)
 
 
 def test_compute_dtype_and_parameter_dtype():
   model = Llama(ODD, dtype=jnp.bfloat16)
   assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(odd()))
-  v, tokens = {"params": odd()}, jnp.arange(4)[None]
-  x = model.apply(v, tokens, method="embed")
-  hidden = model.apply(v, x, jnp.arange(4)[None], causal_mask(jnp.ones_like(tokens)))
+
+  def run(v, tokens):
+    x = model.apply(v, tokens, method="embed")
+    hidden = model.apply(v, x, jnp.arange(4)[None], causal_mask(jnp.ones_like(tokens)))
+    return x, hidden, model.apply(v, hidden, method="logits")
+
+  x, hidden, logits = jax.eval_shape(run, {"params": odd()}, np.arange(4)[None])
   assert x.dtype == hidden.dtype == jnp.bfloat16
-  assert model.apply(v, hidden, method="logits").dtype == jnp.float32
+  assert logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("shape", MESHES)
@@ -225,13 +263,13 @@ def test_every_mesh_gives_the_same_logits_and_gradients(shape):
   c = LlamaConfig(
     vocab_size=30, vocab_multiple=8, width=32, hidden=48, depth=2, heads=4, kv_heads=2
   )
-  params, tokens = draw(c), jax.random.randint(jax.random.key(4), (8, 6), 0, 30)
+  params, tokens = draw(c), numbers(4, (8, 6), 30)
 
   def run(p, ids):
     logits, pull = jax.vjp(lambda q: forward(c, q, ids), p)
     return logits, pull(jnp.sin(logits))[0]
 
-  want = run(params, tokens)
+  want = jax.jit(run)(params, tokens)
   abstract = jax.eval_shape(
     lambda k: Llama(c).init(
       k, jnp.zeros((1, 2, 32)), jnp.zeros((1, 2), int), jnp.ones((1, 2, 2), bool)

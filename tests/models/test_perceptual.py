@@ -87,7 +87,7 @@ def test_loaded_tree_is_the_net_tree():
 
 def test_dead_positions_have_a_finite_gradient():
   net, image = Lpips(NARROW), jnp.full((1, 16, 16, 3), -0.5)
-  variables = nn.unbox(net.init(jax.random.key(0), image, image))
+  variables = nn.unbox(jax.jit(net.init)(jax.random.key(0), image, image))
   for leaf in variables["params"].values():
     if isinstance(leaf, dict):
       leaf["bias"] = jnp.full_like(leaf["bias"], -10.0)

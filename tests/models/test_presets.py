@@ -1,6 +1,7 @@
 """Sizes and axis names of the presets, by abstract evaluation only."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -39,6 +40,9 @@ def preset(name: str) -> VilaUConfig:
   return VilaUConfig.from_preset(name, **(vocabulary if name == "quickstart" else {}))
 
 
+abstract_variables = functools.cache(vilau.abstract_variables)  # seconds for the large ones
+
+
 @pytest.mark.parametrize("name", WANT)
 def test_counts_of_the_published_sizes(name):
   counts = vilau.describe_parameters(VilaUConfig.from_preset(name))
@@ -48,14 +52,14 @@ def test_counts_of_the_published_sizes(name):
 
 def test_padded_vocabulary_is_there_but_not_counted():
   config = VilaUConfig.from_preset("vilau_7b_256", llm={"vocab_multiple": 128})
-  llm = nn.unbox(vilau.abstract_variables(config))["params"]["llm"]
+  llm = nn.unbox(abstract_variables(config))["params"]["llm"]
   assert llm["embed_tokens"].shape == (32_128, 4096) and llm["lm_head"].shape == (4096, 32_128)
   assert vilau.describe_parameters(config)["llm"] == WANT["vilau_7b_256"]["llm"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_names_its_axes(name):
-  variables = vilau.abstract_variables(preset(name))
+  variables = abstract_variables(preset(name))
   leaves = jax.tree_util.tree_leaves_with_path(
     variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
   )
@@ -78,7 +82,7 @@ def test_every_parameter_names_its_axes(name):
 def test_large_presets_divide_evenly(name, shape, ways):
   config = VilaUConfig.from_preset(name, llm={"vocab_multiple": 128})
   mesh = sharding.make_mesh(**{"data": 1} | shape)
-  params = vilau.abstract_variables(config)["params"]
+  params = abstract_variables(config)["params"]
   trained = {k: params[k] for k in ("llm", "projector", "depth")}
   shardings = jax.tree.leaves(sharding.state_shardings(trained, mesh))
   leaves = jax.tree.leaves(nn.unbox(trained))

@@ -21,6 +21,10 @@ RUNS = {
 }
 
 
+train_quantize = jax.jit(quantizer.train_quantize, static_argnums=0)
+quantize = jax.jit(quantizer.quantize, static_argnums=0)
+
+
 def _initial(data, config):
   tables = 1 if config.shared else config.depth
   codebook = jnp.stack([data[f"init_weight_{i}"][:-1] for i in range(tables)])
@@ -47,7 +51,7 @@ def test_training_steps_equal_the_reference(run):
   state = _initial(data, config)
   for step in range(3):
     draws = _recorded_draws(data, step, config)
-    got, state, _ = quantizer.train_quantize(config, state, data[f"s{step}_x"], None, draws)
+    got, state, _ = train_quantize(config, state, data[f"s{step}_x"], None, draws)
     np.testing.assert_array_equal(got.codes, data[f"s{step}_codes"])
     assert_close(got.z, data[f"s{step}_out"])
     assert_close(got.commitment, data[f"s{step}_loss"])
@@ -55,7 +59,7 @@ def test_training_steps_equal_the_reference(run):
       assert_close(state["codebook"][i], data[f"s{step}_weight_{i}"][:-1])
       assert_close(state["cluster_size"][i], data[f"s{step}_cluster_size_ema_{i}"])
       assert_close(state["embed_sum"][i], data[f"s{step}_embed_ema_{i}"])
-  got = quantizer.quantize(config, state["codebook"], data["eval_x"])
+  got = quantize(config, state["codebook"], data["eval_x"])
   np.testing.assert_array_equal(got.codes, data["eval_codes"])
   assert_close(got.z, data["eval_out"])
   assert_close(got.commitment, data["eval_loss"])
@@ -68,7 +72,7 @@ def test_codes_coarser_than_latents():
   codebook = jnp.stack([data["weight_0"][:-1], data["weight_1"][:-1]])
   folded = quantizer.fold(data["x"], 2)
   np.testing.assert_array_equal(folded, data["code_shape_view"])
-  got = quantizer.quantize(config, codebook, folded)
+  got = quantize(config, codebook, folded)
   np.testing.assert_array_equal(got.codes, data["codes"])
   assert_close(quantizer.unfold(got.z, 2), data["out"])
   assert_close(got.commitment, data["loss"])
@@ -76,7 +80,8 @@ def test_codes_coarser_than_latents():
 
 
 def _features(vectors=24, width=4, seed=0):
-  return jax.random.normal(jax.random.key(seed), (2, vectors // 2, width))
+  shape = (2, vectors // 2, width)
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def test_one_update_a_step_by_hand():
@@ -85,7 +90,7 @@ def test_one_update_a_step_by_hand():
   )
   state = quantizer.init_state(jax.random.key(1), config)
   x = _features()
-  got, new, metrics = quantizer.train_quantize(config, state, x, None)
+  got, new, metrics = train_quantize(config, state, x, None)
   table, residual = np.asarray(state["codebook"][0], np.float64), np.asarray(x).reshape(-1, 4)
   count, total = np.zeros(6), np.zeros((6, 4))
   for depth in range(3):
@@ -110,8 +115,8 @@ def test_separate_codebooks_do_not_care_when_they_are_updated():
   config = QuantizerConfig(depth=3, entries=8, width=4, shared=False)
   other = dataclasses.replace(config, update="once_per_step")
   state, key = quantizer.init_state(jax.random.key(1), config), jax.random.key(2)
-  first = quantizer.train_quantize(config, state, _features(), key)
-  second = quantizer.train_quantize(other, state, _features(), key)
+  first = train_quantize(config, state, _features(), key)
+  second = train_quantize(other, state, _features(), key)
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -120,7 +125,7 @@ def test_an_unused_code_becomes_a_vector_of_the_batch(update):
   config = QuantizerConfig(depth=1, entries=5, width=4, update=update)
   state = quantizer.init_state(jax.random.key(0), config)
   x = _features(16)
-  _, new, metrics = quantizer.train_quantize(config, state, x, jax.random.key(3))
+  _, new, metrics = train_quantize(config, state, x, jax.random.key(3))
   # Nothing has been counted before, so a code needs 100 hits to be kept: all restart.
   assert metrics["restarted"] == 5
   rows = {tuple(row) for row in np.asarray(new["embed_sum"][0])}
@@ -162,11 +167,11 @@ def test_restart_threshold():
     "embed_sum": jnp.asarray([[[0.0], [5.0]]]),
   }
   x = jnp.asarray([[0.1], [0.2], [0.3]])
-  kept, low = quantizer.train_quantize(config, state, x, jax.random.key(0))[1:]
+  kept, low = train_quantize(config, state, x, jax.random.key(0))[1:]
   assert low["restarted"] == 1  # 0.25 < 0.4, and 2.0 is not
   assert kept["cluster_size"].tolist() == [[2.0, 1.0]]
   lower = dataclasses.replace(config, restart_threshold=0.2)
-  assert quantizer.train_quantize(lower, state, x, jax.random.key(0))[2]["restarted"] == 0
+  assert train_quantize(lower, state, x, jax.random.key(0))[2]["restarted"] == 0
 
 
 def test_gradient_passes_straight_through_and_not_to_the_codebook():
@@ -175,13 +180,11 @@ def test_gradient_passes_straight_through_and_not_to_the_codebook():
   x, weight = _features(), _features(seed=5)
 
   def loss(x, codebook):
-    got = quantizer.quantize(config, codebook, x)
+    got = quantize(config, codebook, x)
     return jnp.sum(got.z * weight) + got.commitment
 
-  dx, dcodebook = jax.grad(loss, argnums=(0, 1))(x, state["codebook"])
-  words = quantizer.lookup(
-    state["codebook"], quantizer.quantize(config, state["codebook"], x).codes
-  )
+  dx, dcodebook = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, state["codebook"])
+  words = quantizer.lookup(state["codebook"], quantize(config, state["codebook"], x).codes)
   sums = jnp.cumsum(words, -2)
   assert_close(dx, weight + (2 * (x[..., None, :] - sums) / x.size).mean(-2))
   assert not dcodebook.any()
@@ -196,8 +199,8 @@ def test_bfloat16_features_are_quantised_in_float32():
   config = QuantizerConfig(depth=2, entries=8, width=4)
   codebook = quantizer.init_state(jax.random.key(1), config)["codebook"]
   x = _features().astype(jnp.bfloat16)
-  got = quantizer.quantize(config, codebook, x)
-  want = quantizer.quantize(config, codebook, x.astype(jnp.float32))
+  got = quantize(config, codebook, x)
+  want = quantize(config, codebook, x.astype(jnp.float32))
   np.testing.assert_array_equal(got.codes, want.codes)
   assert got.z.dtype == jnp.bfloat16 and got.commitment.dtype == jnp.float32
 
@@ -215,7 +218,7 @@ def test_bfloat16_features_are_quantised_in_float32():
 def test_a_step_is_the_same_on_every_mesh(mesh, update):
   config = QuantizerConfig(depth=3, entries=64, width=16, decay=0.6, update=update)
   state = quantizer.init_state(jax.random.key(1), config)
-  x = jax.random.normal(jax.random.key(2), (16, 4, 16))
+  x = _features(64, 16).reshape(16, 4, 16)
   run = jax.jit(lambda s, x, k: quantizer.train_quantize(config, s, x, k))
   want = run(state, x, jax.random.key(3))
   mesh = sharding.make_mesh(**({"data": 1} | mesh))
@@ -239,14 +242,14 @@ def test_restart_needs_a_key():
 def test_many_depths_in_a_loop_equal_unrolled_ones(monkeypatch):
   config = QuantizerConfig(depth=9, entries=20, width=12, restart_threshold=0.5)
   state = quantizer.init_state(jax.random.key(0), config)
-  x = jax.random.normal(jax.random.key(1), (4, 6, 12))
+  x = _features(24, 12)
 
   def step(x):
     got, moved, metrics = quantizer.train_quantize(config, state, x, jax.random.key(2))
     return got.commitment + jnp.sum(got.z**2), (got, moved, metrics)
 
-  looped = jax.value_and_grad(step, has_aux=True)(x)
+  looped = jax.jit(jax.value_and_grad(step, has_aux=True))(x)
   monkeypatch.setattr(quantizer, "_UNROLLED", 9)
-  unrolled = jax.value_and_grad(step, has_aux=True)(x)
+  unrolled = jax.jit(jax.value_and_grad(lambda x: step(x), has_aux=True))(x)
   np.testing.assert_array_equal(looped[0][1][0].codes, unrolled[0][1][0].codes)
   jax.tree.map(assert_close, looped, unrolled)

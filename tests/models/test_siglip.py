@@ -28,15 +28,16 @@ def test_patches_and_every_layer(golden):
   data = arrays("a/02_vision_tower.npz")
   images = nhwc(data["pixel_values"])[:1]
   embed = {"params": params["vision"]["embed"]}
-  x = PatchEmbed(config.vision).apply(embed, images)
+  x = jax.jit(PatchEmbed(config.vision).apply)(embed, images)
   assert_close(x, data["embeddings"])
   block = SiglipBlock(config.vision.heads, config.vision.hidden, config.vision.eps)
   layers = unstack(params["vision"])
   names = [f"layers_{i}" for i in range(config.vision.depth - 1)] + ["last_layer"]
+  one = jax.jit(block.apply)
   for name, want in zip(names, data["layer_outputs"], strict=True):
-    x, _ = block.apply({"params": layers[name]}, x)
-    assert_close(x[0], want)
-  scanned = VisionEncoder(config.vision).apply(variables, nhwc(data["pixel_values"]))
+    x, _ = one({"params": layers[name]}, x)
+    assert_close(np.asarray(x)[0], want)
+  scanned = jax.jit(VisionEncoder(config.vision).apply)(variables, nhwc(data["pixel_values"]))
   assert_close(scanned.reshape(data["quantizer_input"].shape), data["quantizer_input"], 1e-4)
 
 
@@ -78,29 +79,35 @@ def test_eps_is_that_of_the_config():
   config = TextConfig(vocab_size=11, length=4, width=8, hidden=12, depth=1, heads=2, eps=0.3)
   ids = jnp.asarray([[1, 5, 3]])
   encoder = TextEncoder(config)
-  params = nn.unbox(encoder.init(jax.random.key(0), ids))["params"]
+  params = jax.device_get(nn.unbox(jax.jit(encoder.init)(jax.random.key(0), ids)))["params"]
   # With the block's output projections at zero, only embeddings and the final norm are left.
   for out in (params["layers"]["self_attn"]["out"], params["layers"]["mlp"]["fc2"]):
-    out["kernel"] = jnp.zeros_like(out["kernel"])
-  x = params["token"][ids] + params["position"][:3]
-  got = encoder.apply({"params": params}, ids, method="last_hidden")
+    out["kernel"] = np.zeros_like(out["kernel"])
+  x = params["token"][np.asarray(ids)] + params["position"][:3]
+  read = jax.jit(functools.partial(encoder.apply, method="last_hidden"))
+  got = read({"params": params}, ids)
   assert_close(got, _layer_norm(np.asarray(x), 0.3))
   block = SiglipBlock(heads=2, hidden=12, eps=0.3)
-  variables = nn.unbox(block.init(jax.random.key(0), x))
+  variables = jax.device_get(nn.unbox(jax.jit(block.init)(jax.random.key(0), x)))
   mlp = variables["params"]["mlp"]
-  variables["params"]["self_attn"]["out"]["kernel"] *= 0
+  out = variables["params"]["self_attn"]["out"]
+  out["kernel"] = np.zeros_like(out["kernel"])
   hidden = _layer_norm(np.asarray(x), 0.3) @ mlp["fc1"]["kernel"]
   want = x + nn.gelu(hidden, approximate=True) @ mlp["fc2"]["kernel"]
-  assert_close(block.apply(variables, x)[0], want)
+  assert_close(jax.jit(block.apply)(variables, x)[0], want)
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen():
   config = VisionConfig(image_size=20, patch_size=6, width=8, hidden=16, depth=2, heads=2)
-  encoder, images = VisionEncoder(config), jax.random.normal(jax.random.key(1), (1, 20, 20, 3))
-  variables = nn.unbox(encoder.init(jax.random.key(0), images, method=_both))
-  want = encoder.apply(variables, images)
+  encoder = VisionEncoder(config)
+  images = np.random.default_rng(1).normal(size=(1, 20, 20, 3)).astype(np.float32)
+  init = jax.jit(functools.partial(encoder.init, method=_both))
+  variables, see = nn.unbox(init(jax.random.key(0), images)), jax.jit(encoder.apply)
+  want = see(variables, images)
   assert want.shape == (1, 9, 8)
-  got = encoder.apply(variables, images.at[:, 18:].set(7.0).at[:, :, 18:].set(7.0))
+  edge = images.copy()
+  edge[:, 18:], edge[:, :, 18:] = 7, 7
+  got = see(variables, edge)
   np.testing.assert_array_equal(got, want)
 
 
@@ -111,7 +118,7 @@ def _both(encoder, images):
 def test_wrong_sizes_are_refused():
   config = TextConfig(vocab_size=11, length=4, width=8, hidden=12, depth=1, heads=2)
   with pytest.raises(ValueError, match="5 ids"):
-    TextEncoder(config).init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
+    jax.eval_shape(TextEncoder(config).init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
   shallow = dataclasses.replace(VisionConfig(), depth=1)
   with pytest.raises(ValueError, match=r"vision\.depth"):
-    VisionEncoder(shallow).init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
+    jax.eval_shape(VisionEncoder(shallow).init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))

@@ -1,6 +1,5 @@
-"""The whole tower: golden numbers, sizes of the real models, meshes, training state."""
+"""The whole tower: golden numbers, sizes of the real models, training state."""
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,82 +11,49 @@ from golden_tower import (
   arrays,
   assert_close,
   nhwc,
-  random_variables,
   rqvae_tower,
   siglip_tower,
 )
+from small_towers import MINI, ODD, ODD_RQVAE, TINY, inputs, make
 
 from vilau_jax import sharding
-from vilau_jax.config import CnnConfig, TowerConfig, VilaUConfig
+from vilau_jax.config import VilaUConfig
 from vilau_jax.models import quantizer
 from vilau_jax.models.tower import Tower, check_geometry, last_kernel
-
-TINY = VilaUConfig.from_preset("tiny").tower
-# Every kind of block, quick to compile.
-MINI = VilaUConfig.from_preset(
-  "tiny",
-  tower=dict(
-    vision=dict(image_size=16),
-    decoder=dict(multipliers=(1, 2), resolution=16, pixel_shuffle=4, attention_resolutions=(2,)),
-  ),
-).tower
-# What the golden towers do not have: folded codes, resized latents, sub-pixels, no text encoder.
-ODD = VilaUConfig.from_preset(
-  "tiny",
-  tower=dict(
-    text=None,
-    vision=dict(image_size=36, patch_size=9),
-    quantizer=dict(fold=2, shared=False, depth=2),
-    decoder=dict(multipliers=(1, 2), pixel_shuffle=3, resolution=36, attention_resolutions=()),
-    latent_grid=6,
-  ),
-).tower
-SEPARATE = dataclasses.replace(TINY.quantizer, shared=False, decay=0.9)
-ODD_RQVAE = TowerConfig(
-  encoder="rqvae",
-  vision=None,
-  text=None,
-  cnn=CnnConfig(8, (1, 2, 2), 1, 6, 16, (4,), 4),
-  quantizer=dataclasses.replace(TINY.quantizer, fold=2, width=5),
-  decoder=CnnConfig(8, (1, 2, 2), 1, 4, 16, (8,), 4),
-)
-
-
-def _inputs(config, batch=4, seed=0):
-  first, second = jax.random.split(jax.random.key(seed))
-  side = config.image_size
-  images = jax.random.uniform(first, (batch, side, side, 3), minval=-1, maxval=1)
-  if config.text is None:
-    return images, None
-  return images, jax.random.randint(second, (batch, config.text.length), 0, config.text.vocab_size)
-
-
-@functools.cache
-def _boxed(config):
-  return jax.eval_shape(lambda: Tower(config).init(jax.random.key(1), *_inputs(config)))
-
-
-def _init(config):
-  return Tower(config), random_variables(nn.unbox(_boxed(config)))
 
 
 def _apply(tower, variables, *arrays, **static):
   return jax.jit(functools.partial(tower.apply, **static))(variables, *arrays)
 
 
+def _all(tower, variables, *calls):
+  """What several calls (method, *arrays) of a tower give, compiled as one program: the encoder, of
+  which most of them begin with, is compiled once."""
+
+  def run(variables, arrays):
+    return [
+      tower.apply(variables, *args, method=method) for (method, *_), args in zip(calls, arrays)
+    ]
+
+  return jax.jit(run)(variables, [call[1:] for call in calls])
+
+
 def test_siglip_tower_encodes_and_decodes():
   config, variables = siglip_tower()
   tower, data = Tower(config), arrays("a/02_vision_tower.npz")
   images = nhwc(data["pixel_values"])
-  features = _apply(tower, variables, images, method="features")
+  want = arrays("a/03_decode.npz")
+  z = want["z_q"].reshape(3, 16, -1)
+  features, codes, out, drawn = _all(
+    tower, variables,
+    ("features", images), ("encode", images), (None, images), ("decode", z),
+  )  # fmt: skip
   assert_close(features, data["quantizer_input"], 1e-4)
-  codes = _apply(tower, variables, images, method="encode")
   np.testing.assert_array_equal(codes.reshape(data["codes"].shape), data["codes"])
   pool = data["pool_u8"].astype(np.float32) / 127.5 - 1
   codes = _apply(tower, variables, pool, method="encode")
   np.testing.assert_array_equal(codes.reshape(data["pool_codes"].shape), data["pool_codes"])
 
-  out = _apply(tower, variables, images)
   assert_close(out["z"].reshape(data["z_q"].shape), data["z_q"], 1e-4)
   assert_close(out["z"][0], data["tower_features_0"], 1e-4)
   assert_close(out["commitment"], data["commitment_loss"], 1e-4)
@@ -98,31 +64,34 @@ def test_siglip_tower_encodes_and_decodes():
     words = quantizer.lookup(codebook, data["codes"][image, row, column])
     assert_close(jnp.cumsum(words, 0), sums)
 
-  want = arrays("a/03_decode.npz")
-  drawn = _apply(tower, variables, want["z_q"].reshape(3, 16, -1), method="decode")
   assert_close(drawn, nhwc(want["image"]), 1e-4)
   assert_close(out["image"][:3], drawn, 1e-4)
   params_only = {"params": variables["params"]}
-  drawn = _apply(tower, params_only, want["z_q"].reshape(3, 16, -1), method="decode")
+  drawn = _apply(tower, params_only, z, method="decode")
   assert_close(drawn, nhwc(want["image"]), 1e-4)
 
 
 def test_contrastive_route():
   config, variables = siglip_tower()
   tower, data = Tower(config), arrays("a/04_siglip.npz")
-  text = _apply(tower, {"params": variables["params"]}, data["input_ids"], method="text_embedding")
-  assert_close(text, data["text_embeds"], 1e-4)
   images = nhwc(data["pixel_values"])
-  # Without the quantiser the tower is SigLIP.
-  out = _apply(tower, variables, images, data["input_ids"], quantize_weight=0.0)
+
+  @jax.jit
+  def run(variables, images, text):
+    alone = tower.apply({"params": variables["params"]}, text, method="text_embedding")
+    # Without the quantiser the tower is SigLIP.
+    bypassed = tower.apply(variables, images, text, quantize_weight=0.0)
+    quantised = tower.apply(variables, images)
+    words = quantizer.embed(variables["quantizer"]["codebook"], quantised["codes"])
+    return alone, bypassed, quantised, tower.apply(variables, words, method="image_embedding")
+
+  text, out, quantised, want = jax.device_get(run(variables, images, data["input_ids"]))
+  assert_close(text, data["text_embeds"], 1e-4)
   assert_close(out["image_embedding"], data["image_embeds"], 1e-4)
   assert_close(out["text_embedding"], data["text_embeds"], 1e-4)
-  scale, bias = jnp.exp(out["logit_scale"]), out["logit_bias"]
+  scale, bias = np.exp(out["logit_scale"]), out["logit_bias"]
   logits = out["image_embedding"] @ out["text_embedding"].T * scale + bias
   assert_close(logits, data["logits_per_image"], 1e-4)
-  quantised = _apply(tower, variables, images)
-  words = quantizer.embed(variables["quantizer"]["codebook"], quantised["codes"])
-  want = _apply(tower, variables, words, method="image_embedding")
   assert_close(quantised["image_embedding"], want, 1e-4)
   assert np.abs(want - data["image_embeds"]).max() > 1e-3
 
@@ -130,17 +99,20 @@ def test_contrastive_route():
 def test_rqvae_tower():
   config, variables = rqvae_tower()
   tower, data = Tower(config), arrays("rqvae/rqvae_forward.npz")
-  images = nhwc(data["x"])
-  out = _apply(tower, variables, images)
+  images, codes = nhwc(data["x"]), data["codes"]
+  codes = codes.reshape(len(codes), -1, codes.shape[-1])
+  encoded, out, *drawn = _all(
+    tower, variables, ("encode", images), (None, images),
+    ("decode_codes", codes[..., :3]), ("decode_codes", codes[..., :2]),
+  )  # fmt: skip
   assert_close(out["features"], data["z_e"], 1e-4)
   np.testing.assert_array_equal(out["codes"].reshape(data["codes"].shape), data["codes"])
   assert_close(out["z"].reshape(data["z_q"].shape), data["z_q"], 1e-4)
   assert_close(out["commitment"], data["quant_loss"], 1e-4)
   assert_close(out["image"], nhwc(data["out"]), 1e-4)
-  codes = _apply(tower, variables, images, method="encode")
-  for depths, name in ((3, "decode_code"), (2, "partial_add_1")):
-    drawn = _apply(tower, variables, codes[..., :depths], method="decode_codes")
-    assert_close(drawn, nhwc(data[name]), 1e-4)
+  np.testing.assert_array_equal(encoded, codes)
+  for got, name in zip(drawn, ("decode_code", "partial_add_1")):
+    assert_close(got, nhwc(data[name]), 1e-4)
   assert out["image_embedding"] is out["text_embedding"] is out["logit_scale"] is None
 
 
@@ -201,50 +173,56 @@ def test_sizes_of_the_real_towers(preset, want, codebook):
 
 @pytest.mark.parametrize("config", [ODD, ODD_RQVAE], ids=["siglip", "rqvae"])
 def test_folded_codes_resized_latents_and_sub_pixels(config):
-  tower, variables = _init(config)
-  images, _ = _inputs(config)
-  out = _apply(tower, variables, images)
+  tower, variables = make(config)
+  images, _ = inputs(config)
+
+  @jax.jit
+  def run(variables, images):
+    out = tower.apply(variables, images)
+    drawn = tower.apply(variables, out["codes"], method="decode_codes")
+    latents = quantizer.unfold(out["features"], 2)
+    again = tower.apply(variables, images, method="features")
+    return out, drawn, latents, quantizer.fold(latents, 2), again
+
+  out, drawn, latents, folded, again = run(variables, images)
   grid, depth = config.grid, config.quantizer.depth
   width = config.quantizer.width * 4
   assert out["codes"].shape == (4, grid**2, depth) and out["z"].shape == (4, grid**2, width)
   assert grid == 2 and out["features"].shape == (4, 2, 2, width)
   assert out["image"].shape == images.shape
-  drawn = _apply(tower, variables, out["codes"], method="decode_codes")
   assert_close(drawn, out["image"], 1e-4)
   # Position 0 covers the top left quarter of the latents.
-  latents = quantizer.unfold(out["features"], 2)
   assert latents.shape == (4, 4, 4, config.quantizer.width)
-  again = _apply(tower, variables, images, method="features")
-  np.testing.assert_array_equal(quantizer.fold(latents, 2), again)
+  np.testing.assert_array_equal(folded, again)
   if config.encoder == "siglip":
     assert out["image_embedding"].shape == (4, 32) and out["logit_scale"] is None
 
 
 def test_quickstart_tower_has_consistent_geometry():
   config = VilaUConfig.from_preset("quickstart", tower=dict(text=dict(vocab_size=100))).tower
-  images, text = _inputs(config, 2)
+  images, text = inputs(config, 2)
   out = jax.eval_shape(lambda: Tower(config).init_with_output(jax.random.key(0), images, text)[0])
   assert out["codes"].shape == (2, 25, 4) and out["image"].shape == (2, 60, 60, 3)
 
 
 def test_gradients_reach_both_routes_and_pass_the_quantiser():
-  tower, variables = _init(MINI)
-  images, text = _inputs(MINI)
+  tower, variables = make(MINI)
+  images, text = inputs(MINI)
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def gradient(params, part):
-    return jax.grad(loss)(params, part)
-
-  def loss(params, part):
+  def losses(params):
     out = tower.apply({**variables, "params": params}, images, text)
-    return jnp.sum(out[part] ** 2 * jnp.arange(out[part].shape[-1]))
+    return jnp.stack(
+      [jnp.sum(out[part] ** 2 * jnp.arange(out[part].shape[-1])) for part, *_ in routes]
+    )
 
-  for part, reached, missed in (
+  routes = (
     ("image", ("decoder", "post_quant"), ("text",)),
     ("image_embedding", (), ("text", "decoder")),
     ("text_embedding", ("text",), ("vision", "decoder")),
-  ):
-    grads = gradient(variables["params"], part)
+  )
+  each = jax.device_get(jax.jit(jax.jacrev(losses))(variables["params"]))
+  for i, (part, reached, missed) in enumerate(routes):
+    grads = jax.tree.map(lambda g, i=i: g[i], each)
     used = {name for name, tree in grads.items() if any(g.any() for g in jax.tree.leaves(tree))}
     assert used >= set(reached) and not used & set(missed)
     if "vision" not in missed:
@@ -255,8 +233,8 @@ def test_gradients_reach_both_routes_and_pass_the_quantiser():
 
 
 def test_warm_up_bypasses_the_quantiser_but_the_codebook_follows():
-  tower, variables = _init(MINI)
-  images, _ = _inputs(MINI)
+  tower, variables = make(MINI)
+  images, _ = inputs(MINI)
   forward = jax.jit(
     lambda weight: tower.apply(
       variables,
@@ -281,7 +259,7 @@ def test_warm_up_bypasses_the_quantiser_but_the_codebook_follows():
 
 def test_init_does_not_train_and_evaluation_does_not_write():
   tower = Tower(MINI, initial_logit_scale=1.5, initial_logit_bias=-3.0)
-  images, _ = _inputs(MINI)
+  images, _ = inputs(MINI)
   init = functools.partial(tower.init, train=True)  # no text: its encoder is there all the same
   variables = nn.unbox(jax.jit(init)(jax.random.key(1), images, key=jax.random.key(0)))
   params, state = variables["params"], variables["quantizer"]
@@ -290,24 +268,29 @@ def test_init_does_not_train_and_evaluation_does_not_write():
   np.testing.assert_allclose(np.std(state["codebook"]), 1, atol=0.1)
   assert params["logit_scale"] == 1.5 and params["logit_bias"] == -3.0
   assert (Tower(MINI).initial_logit_scale, Tower(MINI).initial_logit_bias) == (np.log(10), -10)
-  _, after = tower.apply(variables, images, mutable=["quantizer"])
+  _, after = _apply(tower, variables, images, mutable=["quantizer"])
   jax.tree.map(np.testing.assert_array_equal, after["quantizer"], state)
 
 
 def test_decoder_splits_before_its_last_convolution():
-  tower, variables = _init(MINI)
-  out = _apply(tower, variables, _inputs(MINI)[0])
-  features = _apply(tower, variables, out["z"], method="decoder_features")
+  tower, variables = make(MINI)
+
+  @jax.jit
+  def run(variables, images):
+    out = tower.apply(variables, images)
+    features = tower.apply(variables, out["z"], method="decoder_features")
+    return out, features, tower.apply(variables, features, method="decoder_out")
+
+  out, features, image = run(variables, inputs(MINI)[0])
   assert_close(features, out["decoder_features"])
-  image = _apply(tower, variables, features, method="decoder_out")
   assert_close(image, out["image"])
   kernel = last_kernel(variables["params"])
   assert kernel.shape == (3, 3, features.shape[-1], 3 * 4**2)
 
 
 def test_bfloat16_compute_stays_close():
-  tower, variables = _init(MINI)
-  images, text = _inputs(MINI)
+  tower, variables = make(MINI)
+  images, text = inputs(MINI)
   want = _apply(tower, variables, images, text, quantize_weight=0.0)
   got = _apply(Tower(MINI, dtype=jnp.bfloat16), variables, images, text, quantize_weight=0.0)
   assert got["z"].dtype == jnp.bfloat16 and got["image"].dtype == jnp.float32
@@ -315,62 +298,6 @@ def test_bfloat16_compute_stays_close():
     assert got[name].dtype == jnp.float32
     error = np.sqrt(np.mean((got[name] - want[name]) ** 2) / np.mean(want[name] ** 2))
     assert error < 0.05, name  # bfloat16 keeps 8 bits; rounding adds up over some 40 layers
-
-
-def _step(config, remat):
-  tower = Tower(config, remat=remat)
-
-  def loss(params, state, images, text, key):
-    out, updated = tower.apply(
-      {"params": params, "quantizer": state}, images, text, train=True, key=key,
-      mutable=["quantizer"],
-    )  # fmt: skip
-    total = jnp.mean((out["image"] - images) ** 2) + 0.25 * out["commitment"]
-    if text is not None:
-      logits = out["image_embedding"] @ out["text_embedding"].T * jnp.exp(out["logit_scale"])
-      sign = 2 * jnp.eye(len(images)) - 1
-      total -= nn.log_sigmoid(sign * (logits + out["logit_bias"])).sum(-1).mean()
-    return total, (out["image"], out["codes"], updated["quantizer"])
-
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-@pytest.mark.parametrize(
-  ("name", "mesh", "remat"),
-  [
-    ("siglip", dict(data=2, fsdp=2, tensor=2), "none"),
-    pytest.param("siglip", dict(fsdp=8), "nothing_saveable", marks=pytest.mark.slow),
-    pytest.param("rqvae", dict(data=4, tensor=2), "dots_saveable", marks=pytest.mark.slow),
-  ],
-  ids=str,
-)
-def test_a_training_step_is_the_same_on_every_mesh(name, mesh, remat):
-  config = {"siglip": MINI, "rqvae": dataclasses.replace(ODD_RQVAE, quantizer=SEPARATE)}[name]
-  images, text = _inputs(config, batch=8, seed=3)
-  boxed, variables = _boxed(config), _init(config)[1]
-  args = (images, text, jax.random.key(7))
-  want = _step(config, "none")(variables["params"], variables["quantizer"], *args)
-  mesh = sharding.make_mesh(**mesh)
-  with jax.set_mesh(mesh):
-    placed = jax.device_put(variables, sharding.state_shardings(boxed, mesh))
-    rows = [
-      None if x is None else jax.device_put(x, sharding.batch_sharding(mesh)) for x in args[:2]
-    ]
-    got = _step(config, remat)(placed["params"], placed["quantizer"], *rows, args[2])
-  (got_loss, got_rest), got_grads = got
-  (want_loss, want_rest), want_grads = want
-  np.testing.assert_array_equal(got_rest[1], want_rest[1])
-  jax.tree.map(assert_close, (got_loss, got_rest), (want_loss, want_rest))
-  jax.tree_util.tree_map_with_path(_same_gradient, got_grads, want_grads)
-
-
-def _same_gradient(path, got, want):
-  names = [key.key for key in path]
-  if names[-2:] in (["key", "bias"], ["k", "bias"]):
-    # Softmax does not see a constant added to all scores: zero, but for rounding.
-    assert max(np.abs(got).max(), np.abs(want).max()) < 1e-7
-  else:
-    assert_close(got, want)
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -386,11 +313,15 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=message):
       check_geometry(config)
   with pytest.raises(ValueError, match=r"\[B, 32, 32, 3\]"):
-    Tower(TINY).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-  rqvae, variables = _init(ODD_RQVAE)
+    jax.eval_shape(Tower(TINY).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  rqvae, variables = make(ODD_RQVAE)
+
+  def refuse(array, **static):
+    jax.eval_shape(functools.partial(rqvae.apply, **static), variables, array)
+
   with pytest.raises(ValueError, match="no contrastive route"):
-    rqvae.apply(variables, jnp.zeros((1, 4, 20)), method="image_embedding")
+    refuse(jnp.zeros((1, 4, 20)), method="image_embedding")
   with pytest.raises(ValueError, match="no text encoder"):
-    rqvae.apply(variables, jnp.zeros((1, 4), jnp.int32), method="text_embedding")
+    refuse(jnp.zeros((1, 4), jnp.int32), method="text_embedding")
   with pytest.raises(ValueError, match="needs a key"):
-    rqvae.apply(variables, _inputs(ODD_RQVAE)[0], train=True, mutable=["quantizer"])
+    refuse(inputs(ODD_RQVAE)[0], train=True, mutable=["quantizer"])

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.scipy.special import erf
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
@@ -33,17 +33,19 @@ def close(got, want, tolerance=1e-5):
 ])  # fmt: skip
 def test_every_projector_is_projections_with_exact_gelu_between(kind, names):
   width = 8 if kind == "identity" else 12
-  x, projector = jax.random.normal(jax.random.key(0), (3, 5, 8)), Projector(kind, width)
-  params = nn.unbox(projector.init(jax.random.key(1), x)).get("params", {})
+  x = np.random.default_rng(0).normal(size=(3, 5, 8)).astype(np.float32)
+  projector = Projector(kind, width)
+  got, params = jax.jit(projector.init_with_output)(jax.random.key(1), x)
+  params = jax.device_get(nn.unbox(params).get("params", {}))
   assert list(params) == names
   want = x
   for i, name in enumerate(names):
-    want = want * (1 + erf(want / np.sqrt(2))) / 2 if i else want
+    want = want * (1 + np.vectorize(math.erf)(want / np.sqrt(2))) / 2 if i else want
     want = want @ params[name]["kernel"] + params[name]["bias"]
     bound = 1 / np.sqrt(params[name]["kernel"].shape[0])
     for leaf in params[name].values():  # torch's default: uniform, and biases are not zero
       assert 0.5 * bound < np.abs(leaf).max() <= bound
-  close(projector.apply({"params": params}, x), want)
+  close(got, want)
 
 
 def test_identity_projector_names_the_widths():
@@ -63,12 +65,11 @@ def tiny(**overrides) -> VilaUConfig:
 def variables(config: VilaUConfig):
   """Parameters far enough from zero that every part shows, and a codebook."""
   params = jax.jit(lambda k: nn.unbox(vilau.init(config, k)))(jax.random.key(0))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  leaves = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
+  random = np.random.default_rng(1)
+  draw = lambda shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+  moved = jax.tree.map(lambda a: jnp.asarray(a + np.float32(0.1) * draw(a.shape)), params)
   q = config.tower.quantizer
-  codebook = jax.random.normal(jax.random.key(2), (1, q.entries, q.width))
-  return jax.tree.unflatten(tree, leaves), codebook
+  return moved, jnp.asarray(draw((1, q.entries, q.width)))
 
 
 T, F = 16, 2
@@ -122,11 +123,11 @@ def logits(config, batch):
 
 def test_packed_samples_equal_separate_ones():
   samples = [sample(0, 9, [3]), sample(1, 5, []), sample(2, 8, [2, 2 + T])]
-  text, visual = logits(tiny(), join(samples, *SHAPE))
+  text, visual = jax.device_get(logits(tiny(), join(samples, *SHAPE)))
   at = slot = 0
   for s in samples:
     n, m = s["tokens"].shape[1], s["codes"].shape[1]
-    alone, alone_visual = logits(tiny(), join([s], *SHAPE))
+    alone, alone_visual = jax.device_get(logits(tiny(), join([s], *SHAPE)))
     close(text[:, at : at + n], alone[:, :n])
     if m:
       close(visual[:, slot : slot + m], alone_visual[:, :m])
@@ -139,7 +140,7 @@ def test_empty_slots_and_tokens_under_images_change_nothing():
   wide = join([s], *SHAPE)
   wide["tokens"][0, 4 : 4 + T] = 7
   wide["codes"][0, T:] = 9
-  text, visual = logits(tiny(), wide)
+  text, visual = jax.device_get(logits(tiny(), wide))
   close(text[:, :n], want[0])
   close(visual[:, :T], want[1])
 
@@ -147,20 +148,30 @@ def test_empty_slots_and_tokens_under_images_change_nothing():
 def test_text_only_rows_need_no_codes():
   row, (params, _) = join([sample(4, 11, [])], *SHAPE), variables(tiny())
   args = [row["tokens"], None, None, row["segment_ids"], row["positions"], None]
-  model, v = VilaU(tiny()), {"params": params}
-  hidden = model.apply(v, *args, method="hidden")
-  text = model.apply(v, hidden, method="text_logits")
+
+  @jax.jit
+  def run(v, args):
+    return VilaU(tiny()).apply(
+      v, VilaU(tiny()).apply(v, *args, method="hidden"), method="text_logits"
+    )
+
+  text = run({"params": params}, args)
   close(text[:, :11], logits(tiny(), row)[0][:, :11])
 
 
 def test_visual_logits_come_from_the_position_before():
   row, (params, codebook) = join([sample(5, 9, [4])], *SHAPE), variables(tiny())
-  model, v = VilaU(tiny()), {"params": params}
   rows = ("tokens", "codes", "visual_position", "segment_ids", "positions")
-  hidden = model.apply(v, *(row[k] for k in rows), codebook, method="hidden")
-  args = (hidden[:, 3 : 3 + T], row["codes"][:, :T], codebook)
-  features = model.apply(v, *args, method="visual_features")
-  got = model.apply(v, features, method="code_logits")
+  model = VilaU(tiny())
+
+  @jax.jit
+  def run(v, row, codebook):
+    hidden = model.apply(v, *(row[k] for k in rows), codebook, method="hidden")
+    args = (hidden[:, 3 : 3 + T], row["codes"][:, :T], codebook)
+    features = model.apply(v, *args, method="visual_features")
+    return model.apply(v, features, method="code_logits")
+
+  got = run({"params": params}, row, codebook)
   close(got, logits(tiny(), row)[1][:, :T])
 
 
@@ -176,19 +187,16 @@ def test_next_cell_adds_the_cell_and_frame_to_come():
   params, codebook = variables(cells)
   bare = {k: v for k, v in params.items() if k != "visual_positions"}
   n = T * F + 3  # an over-long run stays at the last frame
-  codes, position = jnp.zeros((1, n, 3), jnp.int32), jnp.arange(4, 4 + n)[None]
-  args = (codebook, codes, position)
-  x = VilaU(cells).apply({"params": params}, *args, method="embed_codes")
-  base = VilaU(plain).apply({"params": bare}, *args, method="embed_codes")
-  tables = params["visual_positions"]
+  codes, position = np.zeros((1, n, 3), np.int32), np.arange(4, 4 + n)[None]
+  embed = lambda c, p, *args: compiled(VilaU(c), "embed_codes")({"params": p}, *args)  # noqa: E731
+  x = np.asarray(embed(cells, params, codebook, codes, position))
+  base = embed(plain, bare, codebook, codes, position)
+  tables = jax.device_get(params["visual_positions"])
   assert tables["cell"].shape == (T, 64) and tables["frame"].shape == (F + 1, 64)
   coming = np.arange(1, n + 1)
   want = tables["cell"][coming % T] + tables["frame"][np.minimum(coming // T, F)]
   close((x - base)[0], want, 1e-4)  # a difference of larger numbers
-  step = VilaU(cells).apply(
-    {"params": params}, codebook, codes[:, :1], jnp.array([[30]]), jnp.array([[17]]),
-    method="embed_codes",
-  )  # fmt: skip
+  step = embed(cells, params, codebook, codes[:, :1], np.array([[30]]), np.array([[17]]))
   close(step[0, 0], x[0, 17])
 
 
@@ -201,7 +209,7 @@ def test_code_scale_equals_a_scaled_codebook():
 
 def test_the_codebook_gets_no_gradient():
   row, (params, codebook) = join([sample(7, 9, [4])], *SHAPE), variables(tiny())
-  grad = jax.grad(lambda e: sum(a.sum() for a in program(tiny())(params, row, e)))
+  grad = jax.jit(jax.grad(lambda e: sum(a.sum() for a in program(tiny())(params, row, e))))
   assert np.all(grad(codebook) == 0)
 
 
@@ -215,13 +223,13 @@ def depth_logits_by_steps(c, params, codebook, hidden, row):
   net = depth_model.DepthTransformer(c.depth, c.tower.quantizer)
   v, out = {"params": params}, []
   caches = depth_model.init_cache(c.depth, c.tower.quantizer, hidden.shape[0])
-  token = net.apply(v, hidden, method="from_hidden")
+  token, book = compiled(net, "from_hidden")(v, hidden), np.asarray(codebook[0])
   for d in range(row.shape[1]):
     features, caches = compiled(net, "step")(v, token, d, caches)
-    out.append(net.apply(v, features, method="logits"))
-    so_far = c.code_scale * codebook[0][row[:, : d + 1]].sum(1)
-    token = net.apply(v, so_far, method="from_codes")
-  return jnp.stack(out, 1)
+    out.append(compiled(net, "logits")(v, features))
+    so_far = c.code_scale * book[row[:, : d + 1]].sum(1)
+    token = compiled(net, "from_codes")(v, so_far)
+  return np.stack(out, 1)
 
 
 @pytest.mark.parametrize("pad", [0, 3])
@@ -230,30 +238,32 @@ def test_cached_decoding_of_text_and_image_equals_the_whole_forward(pad):
   params, codebook = variables(c)
   s = sample(8, 12, [3, prompt])  # an image in the prompt, then one that is generated
   total = s["tokens"].shape[1]
-  text, visual = logits(c, join([s], *SHAPE))
+  text, visual = jax.device_get(logits(c, join([s], *SHAPE)))
   params = vilau.decoding_params(params)
   model, v = VilaU(c), {"params": params}
   decode = compiled(llama.Llama(c.llm), "decode")
-  caches, places = llama.init_cache(c.llm, 1, pad + total), jnp.arange(pad + total)
+  caches, places = llama.init_cache(c.llm, 1, pad + total), np.arange(pad + total)
 
   rows = (s["tokens"][:, :prompt], s["codes"][:, :T], s["visual_position"][:, :T])
-  x = jnp.pad(model.apply(v, *rows, codebook, method="inputs"), ((0, 0), (pad, 0), (0, 0)))
+  x = compiled(model, "inputs")(v, *rows, codebook)
+  x = np.pad(np.asarray(x), ((0, 0), (pad, 0), (0, 0)))
   at = 0  # place in the cache of the first position in x
   for now in range(prompt - 1, total):  # the last position in x, without padding
-    query = jnp.arange(at, pad + now + 1)
+    query = np.arange(at, pad + now + 1)
     mask = (places <= query[:, None]) & (places >= pad)
-    positions = jnp.maximum(query - pad, 0)[None]
+    positions = np.maximum(query - pad, 0)[None]
     hidden, caches = decode({"params": params["llm"]}, x, positions, mask[None], caches, at)
-    close(model.apply(v, hidden[:, -1], method="text_logits"), text[:, now])
+    hidden = np.asarray(hidden)
+    close(compiled(model, "text_logits")(v, hidden[:, -1]), text[:, now])
     at, slot = pad + now + 1, T + now + 1 - prompt
     if slot < 2 * T:  # the next position is visual
       row = s["codes"][:, slot].astype(np.int32)
       steps = depth_logits_by_steps(c, params["depth"], codebook, hidden[:, -1], row)
       close(steps, visual[:, slot])
-      args = (codebook, row[:, None], None, jnp.array([[slot - T]]))
+      args = (codebook, row[:, None], None, np.array([[slot - T]]))
       x = compiled(model, "embed_codes")(v, *args)
     elif now + 1 < total:
-      x = model.apply(v, s["tokens"][:, now + 1 : now + 2], None, None, None, method="inputs")
+      x = compiled(model, "inputs")(v, s["tokens"][:, now + 1 : now + 2], None, None, None)
 
 
 @functools.cache

@@ -15,27 +15,11 @@ BATCHES = [
   "vid3_patched", "mixed_vid2_patched",
 ]  # fmt: skip
 GRADIENTS = ["und", "gen", "vid8", "mixed", "vid3_patched"]
-# One compiled program serves all golden batches: rows, positions and slots are padded to these.
-ROWS, LENGTH, SLOTS = 6, 213, 144
 
 
 def close(got, want, tolerance=1e-5):
   want = np.asarray(want)
   np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
-
-
-def widen(batch):
-  """Pads a batch dict to [ROWS, LENGTH] and SLOTS with padding values."""
-  fill = {"text_target": -1, "visual_position": -1}
-  size = dict.fromkeys(("tokens", "segment_ids", "positions", "text_target"), LENGTH)
-  return {
-    k: np.pad(
-      v,
-      [(0, ROWS - v.shape[0]), (0, size.get(k, SLOTS) - v.shape[1])] + [(0, 0)] * (v.ndim - 2),
-      constant_values=fill.get(k, 0),
-    )
-    for k, v in batch.items()
-  }
 
 
 def losses(params, batch):
@@ -80,7 +64,7 @@ def test_golden_batch(name, layout):
   assert np.array_equal(batch["segment_ids"] > 0, mask)
   if layout == "train":
     assert np.array_equal(batch["positions"][mask], golden["pack_position_ids"][mask])
-  total, out = programs()[0](golden_lm.params(), widen(batch))
+  total, out = jax.device_get(programs()[0](golden_lm.params(), golden_lm.widen(batch)))
   close(total, golden[f"{layout}_loss_total"], 1e-4)
   b, l = mask.shape
   for key, value in out.items():
@@ -100,7 +84,7 @@ def test_golden_batch(name, layout):
 def test_golden_gradients(name):
   golden, norms = golden_lm.load(f"06_batch_{name}"), golden_lm.grad_norms()[name]
   params = golden_lm.params()
-  grads, _ = programs()[1](params, widen(golden_lm.packed(golden)))
+  grads, _ = programs()[1](params, golden_lm.widen(golden_lm.packed(golden)))
   largest = max(v[0] for v in norms.values())
   table = golden_lm.names()
   ours = [n for n in norms if n.startswith(("llm.", "mm_projector.", f"{golden_lm.TOWER}rqtr"))]
@@ -131,9 +115,12 @@ def test_golden_inputs(name):
   assert np.array_equal(batch["segment_ids"] > 0, mask)
   if "exp_position_ids" in golden:
     assert np.array_equal(batch["positions"], golden["exp_position_ids"])
-  x = VilaU(golden_lm.config()).apply(
-    {"params": golden_lm.params()}, batch["tokens"], batch["codes"], batch["visual_position"],
-    golden_lm.codebook(), method="inputs",
+  inputs = jax.jit(functools.partial(VilaU(golden_lm.config()).apply, method="inputs"))
+  x = np.asarray(
+    inputs(
+      {"params": golden_lm.params()}, batch["tokens"], batch["codes"], batch["visual_position"],
+      golden_lm.codebook(),
+    )
   )  # fmt: skip
   close(x.sum(-1)[mask], golden["exp_embeds_sum"][mask])
   if "exp_embeds" in golden:

@@ -29,6 +29,11 @@ def run_on(mesh, stage, batch, steps=2):
     return states, jax.device_get(metrics)
 
 
+def begin(stage):
+  """State and frozen part; op by op, an initialisation compiles hundreds of programs."""
+  return jax.jit(lambda key: nn.unbox(stage.init(key)))(jax.random.key(0))
+
+
 def assert_trees_close(got, want, tolerance=1e-5):
   """As for arrays, with atol relative to the largest value of the tree: a gradient that is zero by
   symmetry (the key bias of an attention) is nothing but rounding."""
@@ -102,7 +107,7 @@ def test_accumulated_pieces_add_up_to_the_batch():
   batch = experiments.lm_batch(model, c.data.row)
   key = jax.random.key(0)
   stage = LmStage(c, model)
-  state, frozen = nn.unbox(stage.init(key))
+  state, frozen = begin(stage)
   want = jax.jit(stage.gradients)(state.params, frozen, batch, key)
   c.optim.accumulate = 4
   got = jax.jit(LmStage(c, model).gradients)(state.params, frozen, batch, key)
@@ -114,7 +119,7 @@ def test_frozen_parts_have_no_moments_and_do_not_move():
   c, model = experiments.lm()
   c.optim.freeze = ("llm", "projector")
   stage = LmStage(c, model)
-  state, frozen = nn.unbox(stage.init(jax.random.key(0)))
+  state, frozen = begin(stage)
   assert set(state.params) == {"depth"} and set(frozen["params"]) == {"llm", "projector"}
   trained = sum(x.size for x in jax.tree.leaves(state.params))
   assert sum(x.size for x in jax.tree.leaves(state.opt) if x.ndim) == 2 * trained
@@ -126,7 +131,7 @@ def test_frozen_parts_have_no_moments_and_do_not_move():
 def test_dropout_changes_with_the_step_and_only_with_it():
   c, model = experiments.lm()
   stage = LmStage(c, model)
-  state, frozen = nn.unbox(stage.init(jax.random.key(0)))
+  state, frozen = begin(stage)
   batch, key = experiments.lm_batch(model, c.data.row), jax.random.key(0)
   step = jax.jit(lambda s: stage.step(s, frozen, batch, key)[1]["loss_image"])
   assert step(state) == step(state)
@@ -138,7 +143,7 @@ def test_without_quantiser_the_tower_sees_its_own_features():
   c, model = experiments.tower()
   c.loss.quantizer_start = 2
   stage = TowerStage(c, model)
-  state, frozen = nn.unbox(stage.init(jax.random.key(0)))
+  state, frozen = begin(stage)
   batch = experiments.tower_batch(model)
   step = jax.jit(lambda s: stage.step(s, frozen, batch, jax.random.key(0)))
   bypassed, early = step(state)

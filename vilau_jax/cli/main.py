@@ -27,6 +27,7 @@ COMMANDS = {
   "reconstruct": ("vilau_jax.cli.reconstruct", "image -> codes -> image, with PSNR"),
   "demo": ("vilau_jax.cli.demo", "a page in the browser: chat, draw, animate, look inside"),
   "evaluate": ("vilau_jax.cli.evaluate", "measure a model: TASK --model --data --output"),
+  "figures": ("vilau_jax.cli.figures", "losses, samples, reconstructions of a run as PNG files"),
   "bench": ("vilau_jax.cli.bench", "speed of a size of model here: --preset | --model [--set]"),
   "plan": ("vilau_jax.cli.plan", "does a run fit, and how fast: --config --topology=v5e:16x16"),
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),

@@ -51,26 +51,33 @@ def lines(
   """Curves name -> (xs, ys); `floor` is a named dashed level, for example chance."""
 
   def draw(axes):
-    for name, (xs, ys) in series.items():
-      axes.plot(xs, ys, label=name, marker="o" if marker else None, linewidth=1.8, markersize=4.5)
+    draw_lines(axes, series, x=x, y=y, log=log, marker=marker)
     if floor is not None:
       axes.axhline(floor[1], color=_INK, linestyle="--", linewidth=1, label=floor[0])
-    if log:
-      axes.set_yscale("log")
-      axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-      axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-      axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     if percent:
       axes.set_ylim(0, 1.03)
       axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    if all(float(value).is_integer() for xs, _ in series.values() for value in xs):
-      axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     if len(series) + (floor is not None) > 1:
       axes.figure.legend(loc="outside lower center", ncols=2 if len(series) > 3 else 3)
 
   return _svg(title, draw)
+
+
+def draw_lines(
+  axes, series: Series, *, x: str, y: str, log: bool = False, marker: bool = False
+) -> None:
+  """Curves on axes that are there, for a page or for a file."""
+  for name, (xs, ys) in series.items():
+    axes.plot(xs, ys, label=name, marker="o" if marker else None, linewidth=1.8, markersize=4.5)
+  if log:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+  if all(float(value).is_integer() for xs, _ in series.values() for value in xs):
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
 
 
 def bars(
@@ -104,32 +111,42 @@ def matrix(
   title: str, table: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, x: str, y: str
 ) -> str:
   """Shares by row [rows,columns] as shades; numbers are written where there is room."""
+
+  def draw(axes):
+    draw_matrix(axes, table, rows, columns, x=x, y=y)
+
+  return _svg(title, draw, size=matrix_size(table))
+
+
+def matrix_size(table: np.ndarray) -> tuple[float, float]:
+  return (4.3, 4.3) if max(np.shape(table)) > 8 else (4.3, 3.0)
+
+
+def draw_matrix(
+  axes, table: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, x: str, y: str
+) -> None:
+  """A table on axes that are there, for a page or for a file."""
   table = np.asarray(table, float)
   shares = table / np.maximum(table.sum(1, keepdims=True), 1)
   big = max(table.shape) > 8
-
-  def draw(axes):
-    shade = np.zeros((*shares.shape, 4))
-    shade[..., :3] = matplotlib.colors.to_rgb(COLOURS[0])
-    shade[..., 3] = 0.04 + 0.9 * shares
-    axes.pcolormesh(
-      np.arange(table.shape[1] + 1), np.arange(table.shape[0] + 1), shade, clip_on=False
-    )
-    size = 7.5 if big else 10
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, fontsize=size)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=size)
-    if big:
-      axes.tick_params(axis="x", rotation=90)
-    else:
-      for i, j in np.ndindex(table.shape):
-        axes.text(j + 0.5, i + 0.5, f"{table[i, j]:.0f}", ha="center", va="center")
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-
-  return _svg(title, draw, size=(4.3, 4.3) if big else (4.3, 3.0))
+  shade = np.zeros((*shares.shape, 4))
+  shade[..., :3] = matplotlib.colors.to_rgb(COLOURS[0])
+  shade[..., 3] = 0.04 + 0.9 * shares
+  edges = [np.arange(size + 1) for size in table.shape]
+  axes.pcolormesh(edges[1], edges[0], shade, clip_on=False)
+  size = 7.5 if big else 10
+  axes.set_xticks(np.arange(len(columns)) + 0.5, columns, fontsize=size)
+  axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=size)
+  if big:
+    axes.tick_params(axis="x", rotation=90)
+  else:
+    for i, j in np.ndindex(table.shape):
+      axes.text(j + 0.5, i + 0.5, f"{table[i, j]:.0f}", ha="center", va="center")
+  axes.invert_yaxis()
+  axes.grid(visible=False)
+  axes.tick_params(length=0)
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
 
 
 def _svg(title: str, draw, size=(4.3, 3.1)) -> str:

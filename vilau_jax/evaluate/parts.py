@@ -59,17 +59,7 @@ class Parts:
     return part
 
   def _read(self, name: str) -> Part | None:
-    path = self.directory / f"{name}.json"
-    if not path.exists():
-      return None
-    try:
-      stored = json.loads(path.read_text(encoding="utf-8"))
-      if stored["stamp"] != self.stamp:
-        return None
-      with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-        return Part(stored["values"], dict(arrays), stored["seconds"])
-    except (json.JSONDecodeError, KeyError, FileNotFoundError, zipfile.BadZipFile):
-      return None  # half-written by something else than us: compute it again
+    return read(self.directory, name, self.stamp)
 
   def _write(self, name: str, values, arrays, seconds: float) -> Part:
     values = json.loads(json.dumps(values))  # the same types, fresh or read again
@@ -82,6 +72,23 @@ class Parts:
       stored = {"stamp": self.stamp, "seconds": seconds, "values": values}
       temporary.write_text(json.dumps(stored, indent=1), encoding="utf-8")
     return Part(values, arrays, seconds)
+
+
+def read(
+  directory: str | os.PathLike, name: str, stamp: dict[str, Any] | None = None
+) -> Part | None:
+  """A part if it is there and whole; with a stamp, if that is its own."""
+  path = pathlib.Path(directory) / f"{name}.json"
+  if not path.exists():
+    return None
+  try:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stamp is not None and stored["stamp"] != stamp:
+      return None
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+      return Part(stored["values"], dict(arrays), stored["seconds"])
+  except (json.JSONDecodeError, KeyError, FileNotFoundError, zipfile.BadZipFile):
+    return None  # half-written by something else than us: compute it again
 
 
 @contextlib.contextmanager

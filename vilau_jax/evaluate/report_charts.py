@@ -1,4 +1,5 @@
-"""The PNG charts of report.md: this directory's results in colour, the paper's in greys."""
+"""PNG charts: those of report.md, with this directory's results in colour and the paper's in greys,
+and those of `vilau figures`, drawn as report.html has them."""
 
 import dataclasses
 import math
@@ -9,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy import ndarray
 
 from vilau_jax.evaluate import paper
-from vilau_jax.evaluate.charts import COLOURS
+from vilau_jax.evaluate.charts import COLOURS, Series, draw_lines, draw_matrix, matrix_size
 
 OWN = COLOURS[0]
 OTHERS = ("#8b95a7", "#c3cad6")
@@ -138,6 +140,54 @@ def curves(
     axes.grid()
     if len(series) > 1:
       figure.legend(loc="outside lower center", ncols=len(series))
+    _save(figure, path)
+
+
+def losses(path: str | os.PathLike, title: str, series: Series) -> None:
+  """Writes curves name -> (steps, losses), on a logarithmic axis where all have a logarithm."""
+  with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}):
+    figure = _figure((6.4, 4.4), title)
+    axes = figure.add_subplot()
+    few = max(len(steps) for steps, _ in series.values()) < 20
+    log = min(min(values) for _, values in series.values()) > 0
+    draw_lines(axes, series, x="step", y="loss", log=log, marker=few)
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=4)
+    _save(figure, path)
+
+
+def table(
+  path: str | os.PathLike, title: str, counts: ndarray, rows: Sequence[str],
+  columns: Sequence[str], *, x: str, y: str,
+) -> None:  # fmt: skip
+  """Writes a table [rows,columns] as shades, each row by its sum."""
+  with matplotlib.rc_context(_STYLE):
+    width, height = matrix_size(counts)
+    figure = _figure((1.3 * width, 1.3 * height), title)
+    draw_matrix(figure.add_subplot(), counts, rows, columns, x=x, y=y)
+    _save(figure, path)
+
+
+def pictures(
+  path: str | os.PathLike, title: str, rows: Mapping[str, Sequence[ndarray]],
+  columns: Sequence[str] = (), *, cell: float = 1.1,
+) -> None:  # fmt: skip
+  """Writes rows of pictures: the row's name on its left, the column's above; `cell` inches wide."""
+  across = max(map(len, rows.values()))
+  first = next(iter(rows.values()))[0]
+  size = (across * cell + 1.2, len(rows) * (cell * first.shape[0] / first.shape[1] + 0.05) + 0.9)
+  with matplotlib.rc_context(_STYLE):
+    figure = _figure((max(size[0], 4.0), size[1]), title)
+    grid = figure.subplots(len(rows), across, squeeze=False)
+    for axes_row, (name, images) in zip(grid, rows.items()):
+      for axes in axes_row:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+      for axes, image in zip(axes_row, images):
+        axes.imshow(image, interpolation="nearest")
+      axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for axes, name in zip(grid[0], columns):
+      axes.set_title(name, fontsize=10, fontweight="normal")
     _save(figure, path)
 
 

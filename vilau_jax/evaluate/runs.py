@@ -11,24 +11,31 @@ import numpy as np
 from vilau_jax.data import media
 
 STAGES = {"tower": "tower", "lm": "language model", "finetune": "fine-tuning"}
+METRICS = "metrics.jsonl"
 Curves = dict[str, tuple[list[float], list[float]]]
 
 
+def stages(runs: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """Words -> workdir: of the directory itself if it is one, else of those in it, the quickstart's
+  first."""
+  runs = pathlib.Path(runs)
+  if (runs / METRICS).exists():
+    return {STAGES.get(runs.name, runs.name): runs}
+  below = sorted(path.parent.name for path in runs.glob(f"*/{METRICS}"))
+  names = [n for n in STAGES if n in below] + [n for n in below if n not in STAGES]
+  return {STAGES.get(name, name): runs / name for name in names}
+
+
 def curves(runs: str | os.PathLike) -> dict[str, Curves]:
-  """stage -> loss -> (steps, values) of the stages that have a metrics.jsonl."""
-  found = {}
-  for directory, words in STAGES.items():
-    path = pathlib.Path(runs) / directory / "metrics.jsonl"
-    if path.exists():
-      found[words] = _curves(path)
-  return found
+  """stage -> loss -> (steps, values)."""
+  return {words: _curves(path / METRICS) for words, path in stages(runs).items()}
 
 
 def samples(runs: str | os.PathLike, *, most: int = 4) -> dict[str, dict[int, np.ndarray]]:
   """stage -> step -> sheet uint8 [H,W,3] that training drew: the first, the last, some between."""
   found = {}
-  for directory, words in STAGES.items():
-    sheets = sorted((pathlib.Path(runs) / directory / "samples").glob("*.png"))
+  for words, path in stages(runs).items():
+    sheets = sorted((path / "samples").glob("*.png"))
     if sheets:
       places = np.unique(np.linspace(0, len(sheets) - 1, most).round().astype(int))
       chosen = [sheets[i] for i in places]
