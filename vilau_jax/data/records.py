@@ -33,7 +33,7 @@ from vilau_jax.data.shards import (
 
 SCHEMA_VERSION = 1
 INFO = "dataset_info.json"
-# feature -> how it is given and returned. "text" is str, "blob" bytes; "texts" ... are lists.
+# How each is given and returned: "text" is str, "blob" bytes; "texts" ... are lists.
 FEATURES = {
   "kind": "text",
   "id": "text",
@@ -87,9 +87,8 @@ def encode(record: Mapping[str, Any]) -> bytes:
       if kind.startswith("text"):
         feature.bytes_list.value.extend([v.encode() for v in values])
       elif kind.startswith("blob"):
-        feature.bytes_list.value.extend(
-          [v if isinstance(v, bytes) else bytes(memoryview(v)) for v in values]
-        )
+        blobs = [v if isinstance(v, bytes) else bytes(memoryview(v)) for v in values]
+        feature.bytes_list.value.extend(blobs)
       elif kind.startswith("int"):
         feature.int64_list.value.extend([int(v) for v in np.asarray(values, np.int64)])
       else:
