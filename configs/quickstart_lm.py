@@ -2,9 +2,9 @@ r"""Quickstart, stage 2: a small language model that reads and draws with that t
 
 vilau train --config=configs/quickstart_lm.py --workdir=runs/quickstart/lm
 
-Two CPU cores, about ten minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
+Two CPU cores, about eight minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
 in runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
-four questions each. Arguments: "smoke" (a few steps), "long" (several times the steps).
+all their questions. Arguments: "smoke" (a few steps), "long" (several times the steps).
 """
 
 from vilau_jax.train import defaults
@@ -18,7 +18,7 @@ def get_config(arg=""):
   c.init_from = dict(tower=c.get_ref("runs") + "/tower")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 700, "smoke": 16, "long": 5600})
+  c.steps = defaults.pick(arg, {"": 840, "smoke": 16, "long": 4800})
   c.batch_size = 12
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.code_scale = "auto"
@@ -27,20 +27,21 @@ def get_config(arg=""):
   )
   c.optim.muon = True  # drawings are right after half of AdamW's steps
   c.optim.warmup = 4 if arg == "smoke" else 50
+  c.loss.text = 1.5  # answers are few tokens, and most of them are learned early
   # The first codes carry the object, the last ones its texture.
   c.loss.code_depth_weights = (1.5, 1.2, 0.8, 0.5)
   c.data.mixture = (  # weight: share of samples
     dict(path=SCENES, form="t2i", weight=0.5),
-    dict(path=SCENES, form="i2t", weight=0.2),
-    dict(path=VIDEOS, form="t2v", weight=0.08),
-    dict(path=VIDEOS, form="v2t", weight=0.05),
-    dict(path=VQA, form="i2t", weight=0.13),
-    dict(path=VQA, form="t2i", weight=0.04),
+    dict(path=SCENES, form="i2t", weight=0.21),
+    dict(path=VIDEOS, form="t2v", weight=0.11),
+    dict(path=VIDEOS, form="v2t", weight=0.08),
+    dict(path=VQA, form="i2t", weight=0.08),
+    dict(path=VQA, form="t2i", weight=0.02),
   )
   c.data.row = dict(length=256, slots=200, targets=100, window=512)
   c.data.cfg_dropout = 0.1
   # Questions about a picture share its codes, but none sees another's answer.
-  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 4, True, True
+  c.data.max_turns, c.data.shuffle_turns, c.data.caption_turn = 7, True, True
   c.data.independent_turns = True
   c.data.tokenizer_size = 768
   c.data.threads = 1
