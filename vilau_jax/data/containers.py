@@ -101,7 +101,9 @@ def opened(file: BinaryIO | str, name: str, max_pixels: int) -> Iterator[Any]:
   import av
 
   limit = {"max_pixels": str(4 * max_pixels)}
-  with av.open(file, options=OPTIONS | limit, metadata_errors="replace") as container:
+  # Titles need not be UTF-8. PyAV 19 reads them as they are, and knows this argument no more.
+  titles = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+  with av.open(file, options=OPTIONS | limit, **titles) as container:
     if not container.streams.video:
       raise ValueError(f"{name} holds no video")
     codec = container.streams.video[0].codec_context
