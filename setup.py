@@ -2,7 +2,7 @@
 
 Tested are two sets of versions: Python 3.11 with the oldest jax, flax, optax, grain and qwix that
 are allowed here (they are what pip finds for it), and Python 3.13 with the newest jax and flax,
-which launch/versions.sh names (not all tests have run there yet). All else is the newest in both:
+which launch/versions.sh names; the default tests pass with both. All else is the newest in both:
 numpy 2.4 and 2.5, orbax-checkpoint 0.12.8, pillow 13, pyarrow 26, protobuf 7, av 18 and 19; lower
 ones of those are not tested.
 """
