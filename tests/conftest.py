@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Every fake device blocks a thread in every collective that is under way; with a thread a device
@@ -15,12 +16,15 @@ os.environ.setdefault("NPROC", "32")
 # LLVM's expensive passes, with XLA's preset for that, and with the older of its two ways of writing
 # loops, which newer jaxlibs do not have (the last two: 39 -> 22 s of three tests). The quickstart
 # and the notebooks compile as users do.
+# A libtpu, where there is one, ends the process over flags that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
   [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_opt_preset=FAST_COMPILE",
-    "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+    "--xla_cpu_opt_preset=FAST_COMPILE" if find_spec("libtpu") is None else "",
+    "--xla_cpu_use_fusion_emitters=false"
+    if version("jaxlib").startswith("0.10.") and find_spec("libtpu") is None
+    else "",
     os.environ.get("XLA_FLAGS", ""),
   ]
 )

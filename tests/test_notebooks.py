@@ -60,6 +60,7 @@ def test_it_runs_from_top_to_bottom(name, run, tmp_path, monkeypatch):
   )  # fmt: skip
   for key, value in given.items():
     monkeypatch.setenv(key, str(value))
+  monkeypatch.delenv("XLA_FLAGS")  # those of conftest.py: a notebook compiles as users do
   notebook = jupytext.read(ROOT / "notebooks" / f"{name}.ipynb")
   began = time.monotonic()
   where = {"metadata": {"path": str(ROOT / "notebooks")}}
