@@ -42,10 +42,10 @@ def _name(i: Instruction) -> str:
   kernel = re.search(r'kernel_name[\\"=:\s]+([\w.\-]+)', i.rest)
   op = re.search(r'op_name="([^"]*)"', i.rest)
   target = re.search(r'custom_call_target="([^"]*)"', i.rest)
-  for match in (kernel, target if "cudnn" in i.rest else op, target):
+  for match in (kernel, target if "cudnn" in i.rest else op):
     if match:
       return match[1]
-  return i.name
+  return i.name  # newer libtpu names the call so, and breaks the line before anything else does
 
 
 def _causal(here: dict[str, Instruction], i: Instruction) -> float:
