@@ -55,7 +55,9 @@ def tower_batch(model: VilaUConfig, size: int = 8, seed: int = 0) -> dict[str, n
     "caption_id": np.arange(size, dtype=np.int32) // 2,
   }
   if text is not None:
-    batch["text"] = draw.integers(0, text.vocab_size, (size, text.length)).astype(np.int32)
+    for name in ("text", "wrong_text"):
+      batch[name] = draw.integers(0, text.vocab_size, (size, text.length)).astype(np.int32)
+    batch["has_wrong"] = np.arange(size) % 3 > 0
   return batch
 
 

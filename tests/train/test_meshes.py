@@ -59,7 +59,7 @@ EPS = 1e-3
 
 def tower_stage():
   c, model = experiments.tower()
-  c.loss.update(dict(l1=0.2, equal_captions=True, gan=0.5))
+  c.loss.update(dict(l1=0.2, equal_captions=True, wrong_captions=0.7, gan=0.5))
   c.loss.disc.update(dict(channels=8, start_step=0))
   c.optim.update(dict(eps=EPS, ema=0.9))
   return TowerStage(c, model), experiments.tower_batch(model)

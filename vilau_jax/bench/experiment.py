@@ -28,7 +28,7 @@ def measure(config: ConfigDict, rounds: int = 5) -> dict[str, Any]:
   """Compiles the step of `config` for the devices of this process and runs it `rounds` times.
 
   Returns:
-    {"device", "jax", "compile_s", "step_s" (median), "spread" (of the middle half, relative),
+    {"device", "jax", "compile_s", "step_s" (median), "spread" (of all steps, relative to it),
     "tokens_per_s", "images_per_s", "model_flops" (of a step, as plan/flops.py counts), "mfu" (None
     for devices whose peak nobody knows), "memory_gib" ("peak" of the fullest device and its
     "limit"; None where the device does not say), "metrics" (of the last step)}.
