@@ -32,7 +32,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 import hypothesis
 import jax
 import pytest
-from absl import flags
 
 # The machine is shared: how long one example took says nothing.
 hypothesis.settings.register_profile("vilau", deadline=None)
@@ -40,17 +39,6 @@ hypothesis.settings.load_profile("vilau")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
-
-if not flags.FLAGS.is_parsed():
-  flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture(autouse=True)
-def flags_as_a_command_finds_them():
-  """Commands that run in one process do not see each other's flags."""
-  yield
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,5 +1,7 @@
 """The command line as a user meets it: real processes, exit codes, messages."""
 
+import importlib
+import json
 import subprocess
 import sys
 
@@ -49,3 +51,16 @@ def test_importing_the_package_is_cheap_and_quiet():
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
   assert float(result.stdout) < 1.5
+
+
+def test_commands_of_one_process_keep_their_flags_apart(capsys):
+  """As in a notebook: neither another command's defaults nor what was typed before."""
+  for module, _ in main.COMMANDS.values():
+    importlib.import_module(module)
+  typed = ["describe", "--preset=quickstart"]
+  assert main.run([*typed, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["parameters"]
+  assert main.run(typed) == 0
+  assert not capsys.readouterr().out.startswith("{")
+  assert main.run(["generate", "image", "--model=/nowhere", "--prompt=a", "--output=/nowhere"]) == 2
+  assert "/nowhere" in capsys.readouterr().err  # and not --num, which evaluate has without default

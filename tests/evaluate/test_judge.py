@@ -7,7 +7,6 @@ import threading
 
 import benchmark_files
 import pytest
-from absl import flags
 from judge_server import JudgeServer
 
 from vilau_jax.cli import main as cli
@@ -184,7 +183,6 @@ def test_judges_as_typed(tmp_path, capsys):
   (tmp_path / "words.json").write_text(json.dumps(VIDEO_WORDS))
   answers = [{"id": f"v_{i}", "pred": "said"} for i in range(3)]
   (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
-  flags.FLAGS.unparse_flags()
   with JudgeServer(yes).running() as server:
     typed = ["evaluate", "activitynet-qa", f"--predictions={tmp_path}/answers.jsonl",
              f"--data={tmp_path}/data", f"--output={tmp_path}/out", f"--judge_url={server.url}",
@@ -195,7 +193,6 @@ def test_judges_as_typed(tmp_path, capsys):
     assert "PARTIAL (the judge gave no verdict on 3 of 3)" in capsys.readouterr().out
     server.dead = False
     assert cli.run(typed) == 0
-  flags.FLAGS.mark_as_parsed()
   printed = capsys.readouterr().out
   assert "PARTIAL" not in printed and "the judge is m" in printed and "51.6" in printed
 

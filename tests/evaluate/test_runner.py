@@ -13,7 +13,6 @@ import benchmark_files
 import golden_model
 import PIL.Image
 import pytest
-from absl import flags
 
 import vilau_jax
 from vilau_jax.cli import main as cli
@@ -38,14 +37,6 @@ model, data, output = sys.argv[1:4]
 options = Options(batch_size=1, max_new_tokens=8)
 runner.run("pope", data=data, output=output, model=model, options=options, progress=progress)
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_flags():
-  """Commands of other tests leave the values of their flags behind."""
-  flags.FLAGS.unparse_flags()
-  yield
-  flags.FLAGS.mark_as_parsed()
 
 
 @functools.cache
@@ -137,11 +128,9 @@ def test_command_line_and_report(tmp_path, capsys):
   assert cli.run(typed) == 0
   printed = capsys.readouterr().out
   assert "VILA-U 256" in printed and "83.9" in printed and "scores.json" in printed
-  flags.FLAGS.unparse_flags()
   typed = ["evaluate", "gqa", *common, f"--data={place()}/gqa", f"--output={tmp_path}/gqa",
            "--limit=1"]  # fmt: skip
   assert cli.run(typed) == 0 and "only the first 1 were asked" in capsys.readouterr().out
-  flags.FLAGS.unparse_flags()
   assert cli.run(["evaluate", "report", f"--output={tmp_path}"]) == 0
   text = (tmp_path / "report.md").read_text()
   assert "## Table 2: Questions about pictures" in text and "### POPE" in text

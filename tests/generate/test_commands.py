@@ -6,7 +6,6 @@ import golden_model
 import numpy as np
 import PIL.Image
 import pytest
-from absl import flags
 
 import vilau_jax
 from vilau_jax.cli import main
@@ -22,14 +21,6 @@ def model(tmp_path_factory) -> str:
   path = tmp_path_factory.mktemp("model") / "tiny"
   vilau_jax.VilaU.from_loaded(golden_model.tiny()).save(path)
   return str(path)
-
-
-@pytest.fixture(autouse=True)
-def fresh_flags():
-  """Commands of other tests leave the values of their flags behind."""
-  flags.FLAGS.unparse_flags()
-  yield
-  flags.FLAGS.mark_as_parsed()
 
 
 def picture(path, size=(40, 30)):
@@ -55,7 +46,6 @@ def test_generate_writes_pictures_that_can_be_made_again(model, tmp_path, capsys
   again = loaded.generate_images(entry["prompt"], seed=entry["seed"], **entry["settings"])
   stored = np.asarray(PIL.Image.open(tmp_path / "out" / entry["file"]))
   np.testing.assert_array_equal(again[0], stored)
-  flags.FLAGS.unparse_flags()
   assert vilau(*common, "--prompt=a dog", "--seed=3") == 0  # goes on, overwrites nothing
   first, fifth = (PIL.Image.open(tmp_path / "out" / f"00000{i}.png") for i in (0, 4))
   np.testing.assert_array_equal(np.asarray(first), np.asarray(fifth))
@@ -153,7 +143,6 @@ def test_reconstruct_writes_a_sheet_and_prints_psnr(model, tmp_path, capsys):
   assert "PSNR" in capsys.readouterr().out
   sheet = PIL.Image.open(tmp_path / "out" / "reconstruction-a.png")
   assert sheet.width > 4 * 128  # the picture and three depths
-  flags.FLAGS.unparse_flags()
   assert vilau("reconstruct", f"--model={model}", f"--image={picture(tmp_path / 'b.png', (1, 1))}",
                f"--output={tmp_path / 'out'}") == 0  # fmt: skip
 
@@ -177,7 +166,6 @@ def test_tokenize_adds_the_codes_that_the_model_sees(model, tmp_path, capsys):
   codes = np.frombuffer(record["codes"], "<u2").reshape(record["codes_shape"])
   want = loaded.encode_images([record["images"][0]])
   np.testing.assert_array_equal(codes, want.reshape(codes.shape))
-  flags.FLAGS.unparse_flags()
   assert vilau(*typed) == 0  # finished: returns at once
 
 
@@ -186,10 +174,7 @@ def test_describe_counts_the_released_model(model, capsys):
   found = json.loads(capsys.readouterr().out)
   assert {k: found["parameters"][k] for k in PARAMETERS_7B} == PARAMETERS_7B
   assert found["geometry"]["context"] == 8192
-  flags.FLAGS.unparse_flags()
   assert vilau("describe", f"--model={model}") == 0
-  flags.FLAGS.unparse_flags()
   assert vilau("describe", "--preset=quickstart") == 0
-  flags.FLAGS.unparse_flags()
   assert vilau("describe", "--preset=quikstart") == 2
   assert "did you mean 'quickstart'" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from absl import flags
 
 import vilau_jax
 from vilau_jax import sharding
@@ -171,11 +170,7 @@ def model(tmp_path_factory) -> str:
 
 
 def vilau(*argv: str) -> int:
-  flags.FLAGS.unparse_flags()
-  try:
-    return main.run(list(argv))
-  finally:
-    flags.FLAGS.mark_as_parsed()
+  return main.run(list(argv))
 
 
 def test_the_command(model, prompts, tmp_path, capsys):

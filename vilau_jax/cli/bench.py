@@ -17,22 +17,22 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir, for its size", allow_override=True
+  "model", None, "model directory or training workdir, for its size", flag_values=FLAGS
 )
-_PRESET = flags.DEFINE_string("preset", None, "name of an architecture", allow_override=True)
+_PRESET = flags.DEFINE_string("preset", None, "name of an architecture", flag_values=FLAGS)
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "experiment whose step is run, FILE.py or FILE.py:ARG", allow_override=True
+  "config", None, "experiment whose step is run, FILE.py or FILE.py:ARG", flag_values=FLAGS
 )
-_SET = flags.DEFINE_list("set", [], "fields of the architecture: llm.depth=16", allow_override=True)
-_ONLY = flags.DEFINE_list("only", None, "workloads, default all", allow_override=True)
-_BATCH = flags.DEFINE_integer("batch_size", 1, "pictures or rows at once", allow_override=True)
-_PROMPT = flags.DEFINE_integer("prompt_length", 64, "positions", allow_override=True)
-_LENGTH = flags.DEFINE_integer("row_length", 256, "of a training row", allow_override=True)
-_POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", allow_override=True)
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", allow_override=True)
-_JSON = flags.DEFINE_string("json_file", None, "file for the figures", allow_override=True)
+_SET = flags.DEFINE_list("set", [], "fields of the architecture: llm.depth=16", flag_values=FLAGS)
+_ONLY = flags.DEFINE_list("only", None, "workloads, default all", flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer("batch_size", 1, "pictures or rows at once", flag_values=FLAGS)
+_PROMPT = flags.DEFINE_integer("prompt_length", 64, "positions", flag_values=FLAGS)
+_LENGTH = flags.DEFINE_integer("row_length", 256, "of a training row", flag_values=FLAGS)
+_POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", flag_values=FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", flag_values=FLAGS)
+_JSON = flags.DEFINE_string("json_file", None, "file for the figures", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

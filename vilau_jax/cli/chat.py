@@ -11,23 +11,26 @@ from absl import flags
 
 from vilau_jax.cli.interrupts import Interrupts
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir (required)", allow_override=True
+  "model", None, "model directory or training workdir (required)", flag_values=FLAGS
 )
-_IMAGE = flags.DEFINE_multi_string("image", [], "picture to talk about", allow_override=True)
+_IMAGE = flags.DEFINE_multi_string("image", [], "picture to talk about", flag_values=FLAGS)
 _VIDEO = flags.DEFINE_multi_string(
-  "video", [], "video file or folder of frames to talk about", allow_override=True
+  "video", [], "video file or folder of frames to talk about", flag_values=FLAGS
 )
 _TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", None, "longest answer, in tokens (default: 512, or where the context ends)",
-  lower_bound=1, allow_override=True,
-)  # fmt: skip
-_TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.0, "0 always writes the most likely token", allow_override=True
+  "max_new_tokens",
+  None,
+  "longest answer, in tokens (default: 512, or where the context ends)",
+  lower_bound=1,
+  flag_values=FLAGS,
 )
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among this share", allow_override=True)
-_SEED = flags.DEFINE_integer("seed", 0, "same seed, same answer", allow_override=True)
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.0, "0 always writes the most likely token", flag_values=FLAGS
+)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among this share", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "same seed, same answer", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

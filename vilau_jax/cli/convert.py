@@ -26,23 +26,28 @@ import difflib
 
 from absl import flags, logging
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _SOURCE = flags.DEFINE_string(
-  "source", None, "import, verify: checkpoint folder or file, or hf://owner/name",
-  allow_override=True,
-)  # fmt: skip
+  "source", None, "import, verify: checkpoint folder or file, or hf://owner/name", flag_values=FLAGS
+)
 _MODEL = flags.DEFINE_string(
-  "model", None, "export, verify: model directory or training workdir", allow_override=True
+  "model", None, "export, verify: model directory or training workdir", flag_values=FLAGS
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "import, export: what to write; must not exist yet", allow_override=True
+  "output", None, "import, export: what to write; must not exist yet", flag_values=FLAGS
 )
 _TEXTS = flags.DEFINE_string(
-  "tower_tokenizer", None, "import: SigLIP's sentencepiece model (spiece.model), for embed_texts",
-  allow_override=True,
-)  # fmt: skip
+  "tower_tokenizer",
+  None,
+  "import: SigLIP's sentencepiece model (spiece.model), for embed_texts",
+  flag_values=FLAGS,
+)
 _SHARD = flags.DEFINE_float(
-  "shard_gb", 5.0, "export: size of a safetensors file at most, in 10^9 bytes", lower_bound=1e-6
+  "shard_gb",
+  5.0,
+  "export: size of a safetensors file at most, in 10^9 bytes",
+  lower_bound=1e-6,
+  flag_values=FLAGS,
 )
 _NEEDS = {"import": ("source", "output"), "export": ("model", "output"),
           "verify": ("model", "source"), "merge": ("model", "output")}  # fmt: skip

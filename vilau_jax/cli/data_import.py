@@ -46,42 +46,54 @@ PLANS = {
   "emoji": ("emoji_import", "plans"),
 }
 
-# Overridable, so that several commands can be imported into one process.
-_SOURCE = flags.DEFINE_string("source", None, "where the raw data is", allow_override=True)
+FLAGS = flags.FlagValues()
+_SOURCE = flags.DEFINE_string("source", None, "where the raw data is", flag_values=FLAGS)
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "directory for the records (required)", allow_override=True
+  "output", None, "directory for the records (required)", flag_values=FLAGS
 )
-_WORKERS = flags.DEFINE_integer("workers", None, "processes (default: one a core)", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+  "workers", None, "processes (default: one a core)", lower_bound=1, flag_values=FLAGS
+)
 _WRITER = flags.DEFINE_enum(
-  "writer", "array_record", sorted(shards.WRITERS), "kind of shards; training reads both"
+  "writer",
+  "array_record",
+  sorted(shards.WRITERS),
+  "kind of shards; training reads both",
+  flag_values=FLAGS,
 )
-_PER_SHARD = flags.DEFINE_integer("records_per_shard", 10_000, "at most", lower_bound=1)
-_TFDS = flags.DEFINE_bool("tfds", False, "also write DIR/tfds, which TFDS reads")
-_RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, for example DirectRunner")
+_PER_SHARD = flags.DEFINE_integer(
+  "records_per_shard", 10_000, "at most", lower_bound=1, flag_values=FLAGS
+)
+_TFDS = flags.DEFINE_bool("tfds", False, "also write DIR/tfds, which TFDS reads", flag_values=FLAGS)
+_RUNNER = flags.DEFINE_string(
+  "runner", None, "Apache Beam's, for example DirectRunner", flag_values=FLAGS
+)
 # Options of formats.
-flags.DEFINE_string("images", None, "folder of the pictures or videos", allow_override=True)
-flags.DEFINE_integer("frames", 8, "llava, openvid: of a video", lower_bound=1, allow_override=True)
-flags.DEFINE_string("kind", None, "llava: sft or i2t; wids: t2i or pair", allow_override=True)
-flags.DEFINE_bool("downsample_video", False, "vflan: four frames of eight")
-flags.DEFINE_string("builder", None, "tfds: its name, for example coco_captions")
-flags.DEFINE_string("split", "train", "tfds: split, or a part of one", allow_override=True)
-flags.DEFINE_string("caption_key", None, "tfds: feature of the caption or label")
-flags.DEFINE_string("label_names", None, "tfds: file with a name a line for the labels")
-flags.DEFINE_string("template", "a photo of a {}", "tfds: a label's caption", allow_override=True)
+flags.DEFINE_string("images", None, "folder of the pictures or videos", flag_values=FLAGS)
+flags.DEFINE_integer("frames", 8, "llava, openvid: of a video", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("kind", None, "llava: sft or i2t; wids: t2i or pair", flag_values=FLAGS)
+flags.DEFINE_bool("downsample_video", False, "vflan: four frames of eight", flag_values=FLAGS)
+flags.DEFINE_string("builder", None, "tfds: its name, for example coco_captions", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "tfds: split, or a part of one", flag_values=FLAGS)
+flags.DEFINE_string("caption_key", None, "tfds: feature of the caption or label", flag_values=FLAGS)
+flags.DEFINE_string(
+  "label_names", None, "tfds: file with a name a line for the labels", flag_values=FLAGS
+)
+flags.DEFINE_string("template", "a photo of a {}", "tfds: a label's caption", flag_values=FLAGS)
 flags.DEFINE_integer(
   "size",
   None,
   "side of the stored pictures; 0 keeps them (default: 60, folder: 0)",
   lower_bound=0,
-  allow_override=True,
+  flag_values=FLAGS,
 )
-flags.DEFINE_integer("seed", 0, "emoji: what the scenes are drawn from", allow_override=True)
-flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower_bound=1)
-flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1)
-flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1)
-flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "emoji: what the scenes are drawn from", flag_values=FLAGS)
+flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-  "limit", 0, "easy-vqa: pictures a split, 0 = all", lower_bound=0, allow_override=True
+  "limit", 0, "easy-vqa: pictures a split, 0 = all", lower_bound=0, flag_values=FLAGS
 )
 OPTIONS = (
   "images", "frames", "kind", "downsample_video", "builder", "split", "caption_key", "label_names",
@@ -119,7 +131,7 @@ def _import(name: str, options: list[str], progress) -> dict[str, dict[str, int]
   accepted = inspect.signature(makes).parameters
   given = {}
   for option in OPTIONS:
-    flag = flags.FLAGS[option]
+    flag = FLAGS[option]
     if option in accepted and flag.value is not None:
       given[option] = flag.value
     elif option not in accepted and flag.present:

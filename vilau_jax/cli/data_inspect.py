@@ -17,19 +17,28 @@ from vilau_jax.data import forms, inspect, media
 from vilau_jax.data.records import INFO, Records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
 
+FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "file or folder of the pictures (default: inside DIR)", allow_override=True
+  "output", None, "file or folder of the pictures (default: inside DIR)", flag_values=FLAGS
 )
-_COUNT = flags.DEFINE_integer("count", 40, "records on the sheet", lower_bound=1)
-_AS_BATCH = flags.DEFINE_bool("as_batch", False, "draw a packed row")
+_COUNT = flags.DEFINE_integer("count", 40, "records on the sheet", lower_bound=1, flag_values=FLAGS)
+_AS_BATCH = flags.DEFINE_bool("as_batch", False, "draw a packed row", flag_values=FLAGS)
 _FORM = flags.DEFINE_enum(
-  "form", None, forms.FORMS, "how records become sequences (default: by their kind)"
+  "form",
+  None,
+  forms.FORMS,
+  "how records become sequences (default: by their kind)",
+  flag_values=FLAGS,
 )
-_LENGTH = flags.DEFINE_integer("length", 320, "positions of the drawn row", lower_bound=8)
+_LENGTH = flags.DEFINE_integer(
+  "length", 320, "positions of the drawn row", lower_bound=8, flag_values=FLAGS
+)
 _MODEL = flags.DEFINE_string(
-  "model", None, "take template and tokenizer.model from here (default: a tokenizer for DIR)",
-  allow_override=True,
-)  # fmt: skip
+  "model",
+  None,
+  "take template and tokenizer.model from here (default: a tokenizer for DIR)",
+  flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> int:

@@ -10,24 +10,23 @@ import importlib.util
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory, training workdir or VILA-U release (required)",
-  allow_override=True,
-)  # fmt: skip
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at", allow_override=True)
-_PORT = flags.DEFINE_integer("port", 7860, "0: any that is free", allow_override=True)
+  "model", None, "model directory, training workdir or VILA-U release (required)", flag_values=FLAGS
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at", flag_values=FLAGS)
+_PORT = flags.DEFINE_integer("port", 7860, "0: any that is free", flag_values=FLAGS)
 _MEGABYTES = flags.DEFINE_float(
-  "max_megabytes", 20, "of an uploaded file", lower_bound=0.001, allow_override=True
+  "max_megabytes", 20, "of an uploaded file", lower_bound=0.001, flag_values=FLAGS
 )
 _MEGAPIXELS = flags.DEFINE_float(
-  "max_megapixels", 16, "of an uploaded picture or frame", lower_bound=0.001, allow_override=True
+  "max_megapixels", 16, "of an uploaded picture or frame", lower_bound=0.001, flag_values=FLAGS
 )
 _OUTPUTS = flags.DEFINE_integer(
-  "max_outputs", 16, "pictures or videos of one request", lower_bound=1, allow_override=True
+  "max_outputs", 16, "pictures or videos of one request", lower_bound=1, flag_values=FLAGS
 )
 _QUEUE = flags.DEFINE_integer(
-  "max_waiting", 20, "visitors in the queue", lower_bound=1, allow_override=True
+  "max_waiting", 20, "visitors in the queue", lower_bound=1, flag_values=FLAGS
 )
 
 

@@ -11,12 +11,12 @@ import json
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir", allow_override=True
+  "model", None, "model directory or training workdir", flag_values=FLAGS
 )
-_PRESET = flags.DEFINE_string("preset", None, "name of an architecture", allow_override=True)
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object", allow_override=True)
+_PRESET = flags.DEFINE_string("preset", None, "name of an architecture", flag_values=FLAGS)
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

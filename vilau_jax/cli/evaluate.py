@@ -29,13 +29,15 @@ __doc__ = __doc__.format(tasks="".join(f"      {n:<16}{line}\n" for n, (*_, line
 NAMES = (*TASKS, "report", "quickstart")
 
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
+
+
 def _text(name: str, words: str):
-  return flags.DEFINE_string(name, None, words, allow_override=True)
+  return flags.DEFINE_string(name, None, words, flag_values=FLAGS)
 
 
 def _number(name: str, default: int | None, words: str):
-  return flags.DEFINE_integer(name, default, words, lower_bound=0, allow_override=True)
+  return flags.DEFINE_integer(name, default, words, lower_bound=0, flag_values=FLAGS)
 
 
 _MODEL = _text("model", "model directory or training workdir")
@@ -45,25 +47,27 @@ _PREDICTIONS = _text("predictions", "score this file of answers, without a model
 _JUDGE_URL = _text("judge_url", "judges: base URL of an OpenAI-compatible server")
 _JUDGE_MODEL = _text("judge_model", "judges: the model's name there")
 _JUDGE_KEY = flags.DEFINE_string(
-  "judge_key_env", "OPENAI_API_KEY", "judges: environment variable with the key",
-  allow_override=True,
-)  # fmt: skip
+  "judge_key_env", "OPENAI_API_KEY", "judges: environment variable with the key", flag_values=FLAGS
+)
 _JUDGE_TRIES = _number("judge_tries", 6, "judges: tries of one question")
 _JUDGE_TIMEOUT = flags.DEFINE_float(
-  "judge_timeout", 60.0, "judges: seconds of one try", lower_bound=0.01, allow_override=True
+  "judge_timeout", 60.0, "judges: seconds of one try", lower_bound=0.01, flag_values=FLAGS
 )
 _JUDGE_WAIT = flags.DEFINE_float(
-  "judge_wait", 1.0, "judges: seconds before the second try, then doubled", lower_bound=0.0,
-  allow_override=True,
-)  # fmt: skip
+  "judge_wait",
+  1.0,
+  "judges: seconds before the second try, then doubled",
+  lower_bound=0.0,
+  flag_values=FLAGS,
+)
 _INDEX = _number("process_index", 0, "which of the processes this is")
 _PROCESSES = _number("process_count", 1, "processes that share the work")
 _RUNS = _text("runs", "quickstart: where tower/, lm/, finetune/ and times.jsonl lie")
 _SMOKE = flags.DEFINE_bool(
-  "smoke", False, "quickstart: a few samples of everything", allow_override=True
+  "smoke", False, "quickstart: a few samples of everything", flag_values=FLAGS
 )
 _SHARED = flags.DEFINE_bool(
-  "all_devices", False, "share each batch among the devices of this process", allow_override=True
+  "all_devices", False, "share each batch among the devices of this process", flag_values=FLAGS
 )
 # The flags below are fields of Options under the same names.
 _OPTIONS = (
@@ -73,7 +77,7 @@ _OPTIONS = (
   _number("batch_size", 16, "answered or drawn at once"),
   _number("seed", 0, "same seed, same outputs"),
   _number("max_new_tokens", None, "longest answer, in tokens"),
-  flags.DEFINE_bool("strict", False, "gqa: refuse missing predictions", allow_override=True),
+  flags.DEFINE_bool("strict", False, "gqa: refuse missing predictions", flag_values=FLAGS),
   _text("judge_prompt", "file with the words to the judge (default: those of lmms-eval)"),
   _text("unparsed", "video QA: verdicts that can't be read: drop, or no"),
   _text("inception", "FID: Inception weights, .pth or .safetensors"),
@@ -86,7 +90,7 @@ _OPTIONS = (
   _number("num", None, "vbench: videos a prompt"),
 )
 _SCALES = flags.DEFINE_list(
-  "cfg_scales", [], "mjhq-30k: guidance; cfg-sweep: several", allow_override=True
+  "cfg_scales", [], "mjhq-30k: guidance; cfg-sweep: several", flag_values=FLAGS
 )
 
 

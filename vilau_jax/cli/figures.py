@@ -9,12 +9,12 @@ vilau figures --run=DIR --output=DIR
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _RUN = flags.DEFINE_string(
-  "run", None, "training workdir, or a folder of them (required)", allow_override=True
+  "run", None, "training workdir, or a folder of them (required)", flag_values=FLAGS
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "where the PNG files go (required)", allow_override=True
+  "output", None, "where the PNG files go (required)", flag_values=FLAGS
 )
 
 

@@ -20,39 +20,41 @@ import pathlib
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir (required)", allow_override=True
+  "model", None, "model directory or training workdir (required)", flag_values=FLAGS
 )
-_PROMPT = flags.DEFINE_string("prompt", None, "what to draw", allow_override=True)
+_PROMPT = flags.DEFINE_string("prompt", None, "what to draw", flag_values=FLAGS)
 _PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, "text file with one prompt a line, instead of --prompt", allow_override=True
+  "prompts_file", None, "text file with one prompt a line, instead of --prompt", flag_values=FLAGS
 )
-_OUTPUT = flags.DEFINE_string("output", None, "directory (required)", allow_override=True)
-_NUM = flags.DEFINE_integer("num", 1, "pictures or videos a prompt", allow_override=True)
+_OUTPUT = flags.DEFINE_string("output", None, "directory (required)", flag_values=FLAGS)
+_NUM = flags.DEFINE_integer("num", 1, "pictures or videos a prompt", flag_values=FLAGS)
 _CFG = flags.DEFINE_float(
-  "cfg_scale", None, "guidance, 1 is none (this and the next three: default of the model)",
-  allow_override=True,
-)  # fmt: skip
-_TEMPERATURE = flags.DEFINE_float(
-  "temperature", None, "0 always takes the most likely code", allow_override=True
+  "cfg_scale",
+  None,
+  "guidance, 1 is none (this and the next three: default of the model)",
+  flag_values=FLAGS,
 )
-_TOP_K = flags.DEFINE_integer("top_k", None, "draw among so many codes", allow_override=True)
-_TOP_P = flags.DEFINE_float("top_p", None, "draw among this share", allow_override=True)
-_FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", allow_override=True)
-_FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", allow_override=True)
-_SEED = flags.DEFINE_integer("seed", 0, "same seed, same pictures", allow_override=True)
-_BATCH = flags.DEFINE_integer("batch_size", 8, "outputs drawn at once", allow_override=True)
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", None, "0 always takes the most likely code", flag_values=FLAGS
+)
+_TOP_K = flags.DEFINE_integer("top_k", None, "draw among so many codes", flag_values=FLAGS)
+_TOP_P = flags.DEFINE_float("top_p", None, "draw among this share", flag_values=FLAGS)
+_FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", flag_values=FLAGS)
+_FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "same seed, same pictures", flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer("batch_size", 8, "outputs drawn at once", flag_values=FLAGS)
 _FIRST = flags.DEFINE_string(
-  "first_frame", None, "video: picture that all of them begin with", allow_override=True
+  "first_frame", None, "video: picture that all of them begin with", flag_values=FLAGS
 )
 _AGAIN = flags.DEFINE_string(
-  "from_metadata", None, "make the files of this metadata.json again", allow_override=True
+  "from_metadata", None, "make the files of this metadata.json again", flag_values=FLAGS
 )
 _INT8 = flags.DEFINE_bool(
-  "int8", False, "weights in eight bits, for small devices", allow_override=True
+  "int8", False, "weights in eight bits, for small devices", flag_values=FLAGS
 )
-_COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", allow_override=True)
+_COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

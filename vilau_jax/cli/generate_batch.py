@@ -14,36 +14,38 @@ vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir (required)", allow_override=True
+  "model", None, "model directory or training workdir (required)", flag_values=FLAGS
 )
-_PROMPTS = flags.DEFINE_string("prompts", None, "file (required)", allow_override=True)
-_OUTPUT = flags.DEFINE_string("output", None, "directory (required)", allow_override=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, "file (required)", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "directory (required)", flag_values=FLAGS)
 _KIND = flags.DEFINE_enum(
-  "kind", "image", ["image", "video", "text"], "what to make", allow_override=True
+  "kind", "image", ["image", "video", "text"], "what to make", flag_values=FLAGS
 )
-_NUM = flags.DEFINE_integer("num", 1, "outputs a prompt", allow_override=True)
-_SEED = flags.DEFINE_integer("seed", 0, "same seed, same outputs", allow_override=True)
+_NUM = flags.DEFINE_integer("num", 1, "outputs a prompt", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "same seed, same outputs", flag_values=FLAGS)
 _CFG = flags.DEFINE_float(
-  "cfg_scale", None, "pictures: guidance, 1 is none (default of the model)", allow_override=True
+  "cfg_scale", None, "pictures: guidance, 1 is none (default of the model)", flag_values=FLAGS
 )
 _TEMPERATURE = flags.DEFINE_float(
-  "temperature", None, "0 always takes the most likely (default: the model's; of texts: 0)",
-  allow_override=True,
-)  # fmt: skip
-_TOP_K = flags.DEFINE_integer("top_k", None, "draw among so many", allow_override=True)
-_TOP_P = flags.DEFINE_float("top_p", None, "draw among this share", allow_override=True)
-_FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", allow_override=True)
-_FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", allow_override=True)
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "text: longest", allow_override=True)
-_BATCH = flags.DEFINE_integer(
-  "batch_size", 16, "outputs at once on each device that has the whole model", allow_override=True
+  "temperature",
+  None,
+  "0 always takes the most likely (default: the model's; of texts: 0)",
+  flag_values=FLAGS,
 )
-_TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share the model", allow_override=True)
-_INDEX = flags.DEFINE_integer("process_index", None, "which process this is", allow_override=True)
+_TOP_K = flags.DEFINE_integer("top_k", None, "draw among so many", flag_values=FLAGS)
+_TOP_P = flags.DEFINE_float("top_p", None, "draw among this share", flag_values=FLAGS)
+_FRAMES = flags.DEFINE_integer("num_frames", None, "video: frames", flag_values=FLAGS)
+_FPS = flags.DEFINE_float("fps", 8, "video: frames a second of the file", flag_values=FLAGS)
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "text: longest", flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 16, "outputs at once on each device that has the whole model", flag_values=FLAGS
+)
+_TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share the model", flag_values=FLAGS)
+_INDEX = flags.DEFINE_integer("process_index", None, "which process this is", flag_values=FLAGS)
 _PROCESSES = flags.DEFINE_integer(
-  "process_count", None, "processes at work (default: jax's)", allow_override=True
+  "process_count", None, "processes at work (default: jax's)", flag_values=FLAGS
 )
 
 

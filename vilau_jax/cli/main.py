@@ -14,7 +14,8 @@ import traceback
 from absl import flags
 
 GRACE = 5.0  # seconds that other threads have when a command has failed
-# command -> (module, one line for `vilau --help`). A module defines flags and `main(argv) -> int`.
+# command -> (module, one line for `vilau --help`). A module has FLAGS, its own and no other's, and
+# `main(argv) -> int`.
 COMMANDS = {
   "train": ("vilau_jax.cli.train", "train any stage: --config=configs/X.py --workdir=DIR"),
   "data import": ("vilau_jax.cli.data_import", "raw data set -> records: FORMAT --source --output"),
@@ -65,7 +66,8 @@ def find(argv: list[str]) -> tuple[str, list[str]]:
   raise ValueError(f"unknown command {typed!r}{hint}\n\n{usage()}")
 
 
-def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def _parse(argv: list[str], values: flags.FlagValues) -> list[str]:
+  values.unparse_flags()  # a notebook may have run the command before
   try:
     return values(argv)
   except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown config field
@@ -91,9 +93,9 @@ def run(argv: list[str]) -> int:
     module = importlib.import_module(COMMANDS[name][0])
     if any(a in ("--help", "-h", "-help") for a in rest):
       print(f"vilau {name}: {module.__doc__}\n\nflags:")
-      print(flags.FLAGS.module_help(module))
+      print(module.FLAGS.module_help(module))
       return 0
-    left = _parse([f"vilau {name}", *rest])
+    left = _parse([f"vilau {name}", *rest], module.FLAGS)
     return module.main(left[1:]) or 0
   except (ValueError, FileNotFoundError, FileExistsError, flags.Error) as error:
     if os.environ.get("VILAU_TRACEBACK"):

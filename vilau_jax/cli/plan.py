@@ -18,21 +18,21 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "experiment, FILE.py or FILE.py:ARG (required)", allow_override=True
+  "config", None, "experiment, FILE.py or FILE.py:ARG (required)", flag_values=FLAGS
 )
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "CHIP:SHAPE, such as v5e:16x16 (required)", allow_override=True
+  "topology", None, "CHIP:SHAPE, such as v5e:16x16 (required)", flag_values=FLAGS
 )
 _WORKLOAD = flags.DEFINE_string(
-  "workload", "train", "train, tokenize or generate", allow_override=True
+  "workload", "train", "train, tokenize or generate", flag_values=FLAGS
 )
 _SAMPLES = flags.DEFINE_float(
-  "samples", 0, "rows or pictures to give the days for; 0: all of the run", allow_override=True
+  "samples", 0, "rows or pictures to give the days for; 0: all of the run", flag_values=FLAGS
 )
-_WHAT_IF = flags.DEFINE_bool("what_if", False, "compile neighbours too", allow_override=True)
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object", allow_override=True)
+_WHAT_IF = flags.DEFINE_bool("what_if", False, "compile neighbours too", flag_values=FLAGS)
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

@@ -9,16 +9,15 @@ import pathlib
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "model directory or training workdir (required)", allow_override=True
+  "model", None, "model directory or training workdir (required)", flag_values=FLAGS
 )
-_IMAGE = flags.DEFINE_multi_string("image", [], "picture (required)", allow_override=True)
-_OUTPUT = flags.DEFINE_string("output", ".", "directory for the sheet", allow_override=True)
+_IMAGE = flags.DEFINE_multi_string("image", [], "picture (required)", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string("output", ".", "directory for the sheet", flag_values=FLAGS)
 _GEOMETRY = flags.DEFINE_enum(
-  "geometry", "resize", ["resize", "crop", "pad"], "how a picture is made square",
-  allow_override=True,
-)  # fmt: skip
+  "geometry", "resize", ["resize", "crop", "pad"], "how a picture is made square", flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> int:

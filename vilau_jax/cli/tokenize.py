@@ -13,20 +13,26 @@ import time
 
 from absl import flags
 
-# Overridable, so that several commands can be imported into one process.
+FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "tower: training workdir or model directory (required)", allow_override=True
+  "model", None, "tower: training workdir or model directory (required)", flag_values=FLAGS
 )
-_RECORDS = flags.DEFINE_string("records", None, "directory of records (required)")
+_RECORDS = flags.DEFINE_string(
+  "records", None, "directory of records (required)", flag_values=FLAGS
+)
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "directory for the copy (required)", allow_override=True
+  "output", None, "directory for the copy (required)", flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer(
-  "batch_size", 64, "pictures encoded at once", lower_bound=1, allow_override=True
+  "batch_size", 64, "pictures encoded at once", lower_bound=1, flag_values=FLAGS
 )
-_INDEX = flags.DEFINE_integer("process_index", 0, "which of the processes this is", lower_bound=0)
-_PROCESSES = flags.DEFINE_integer("process_count", 1, "processes at work", lower_bound=1)
-_KEEP = flags.DEFINE_bool("keep_images", True, "keep the pictures in the copy")
+_INDEX = flags.DEFINE_integer(
+  "process_index", 0, "which of the processes this is", lower_bound=0, flag_values=FLAGS
+)
+_PROCESSES = flags.DEFINE_integer(
+  "process_count", 1, "processes at work", lower_bound=1, flag_values=FLAGS
+)
+_KEEP = flags.DEFINE_bool("keep_images", True, "keep the pictures in the copy", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:

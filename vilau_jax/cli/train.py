@@ -16,31 +16,34 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiment, FILE.py or FILE.py:ARG")
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "experiment, FILE.py or FILE.py:ARG", flag_values=FLAGS
+)
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "directory of this run alone (required)", allow_override=True
+  "workdir", None, "directory of this run alone (required)", flag_values=FLAGS
 )
 _PROFILE = flags.DEFINE_string(
-  "profile", None, "START:STOP, steps to trace into WORKDIR/profile", allow_override=True
+  "profile", None, "START:STOP, steps to trace into WORKDIR/profile", flag_values=FLAGS
 )
 _CACHE = flags.DEFINE_string(
   "compile_cache",
   "auto",
   "directory for compiled programs; auto: below ~/.cache, none on a CPU; empty: none",
-  allow_override=True,
+  flag_values=FLAGS,
 )
 _DISTRIBUTED = flags.DEFINE_string(
   "distributed",
   None,
   "several processes: auto (TPU pods, Slurm, GKE) or HOST:PORT,INDEX,COUNT",
-  allow_override=True,
+  flag_values=FLAGS,
 )
 _PREEMPTED = flags.DEFINE_integer(
   "preempted_exit",
   0,
   "exit code when SIGTERM stopped the run before its end; not 0 for scripts that go on with what "
   "it trains",
-  allow_override=True,
+  flag_values=FLAGS,
 )
 
 
