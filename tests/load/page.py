@@ -17,6 +17,7 @@ from tests.load.visitor import Answer, Layout, Visitor, png
 
 EVERY = 5.0  # seconds between measurements
 KINDS = ("draw", "draw", "animate", "chat", "look", "tokenise", "cancel", "leave", "nonsense")
+COUNTS = (1, 1, 2, 4)
 PROMPTS = ("a fox", "two owls on a blue background", "\U0001f98a", "a fox " * 60)
 
 
@@ -60,13 +61,17 @@ class Load:
           self.errors.append(f"{kind}: {type(error).__name__}: {error}"[:300])
         time.sleep(1)
 
-  def _act(self, visitor: Visitor, kind: str, rng: random.Random) -> Answer:
+  def _act(
+    self, visitor: Visitor, kind: str, rng: random.Random, drawn: tuple[str, int] | None = None
+  ) -> Answer:
+    """One request. drawn: prompt and number of drawings, else chosen by rng."""
     layout = self.layout
     if kind in ("draw", "animate", "cancel", "leave", "nonsense"):
       name = "video" if kind == "animate" else "image"
       issue = layout.pressed(f"start-{name}")
       visitor.run(issue, [])
-      prompt, count = rng.choice(PROMPTS), rng.choice((1, 1, 2, 4)) if name == "image" else 1
+      prompt, count = drawn or (rng.choice(PROMPTS), rng.choice(COUNTS))
+      count = count if name == "image" else 1
       if kind == "nonsense":
         prompt, count = rng.choice((("", 1), ("x" * 5000, 1), ("a", 99), ("a", -1), (None, 1)))
       data = [None, prompt, count, 3.0, 1.0, 16, 0.96, rng.randrange(2**31)]
@@ -149,8 +154,13 @@ def measure(model: pathlib.Path, log: pathlib.Path, options) -> tuple[dict[str, 
     load = Load("127.0.0.1", port, config(port), options.seed)
     # Every number of drawings and every length of a prompt compiles a program of its own, which
     # stays; memory is judged behind that.
-    warm = [load._act(Visitor(load.host, port, load.layout), kind, random.Random(seed))
-            for kind in ("draw", "animate", "look", "tokenise") for seed in range(12)]  # fmt: skip
+    first = [("draw", (p, n)) for p in PROMPTS for n in sorted(set(COUNTS))]
+    first += [("animate", (p, 1)) for p in PROMPTS]
+    first += [(kind, None) for kind in ("chat", "look", "tokenise")]
+    warm = [
+      load._act(Visitor(load.host, port, load.layout), kind, random.Random(1), drawn)
+      for kind, drawn in first
+    ]
     wrong = [f"warming up: {a}" for a in warm if a.how != "answered"]
     threading.Thread(target=watch, daemon=True).start()
     load.run(options.users, options.minutes * 60, options.patience)
