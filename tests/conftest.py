@@ -1,8 +1,9 @@
-"""Every test sees 8 fake CPU devices, full-precision products and parsed flags."""
+"""Every test sees 8 fake CPU devices and full-precision products."""
 
 import gc
 import os
 import pathlib
+import signal
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,6 +33,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 import hypothesis
 import jax
 import pytest
+
+# A shell that runs the tests in the background has them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machine is shared: how long one example took says nothing.
 hypothesis.settings.register_profile("vilau", deadline=None)

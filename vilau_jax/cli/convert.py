@@ -63,7 +63,6 @@ def main(argv: list[str]) -> int:
     if not given[name]:
       raise ValueError(f"--{name} is missing; see vilau convert --help")
   from vilau_jax import convert  # flags first: jax takes seconds
-  from vilau_jax.cli.progress import Bar
 
   if action == "merge":
     return _merge(given["model"], given["output"])
@@ -71,22 +70,33 @@ def main(argv: list[str]) -> int:
     near = difflib.get_close_matches(argv[1], convert.FORMATS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown format {argv[1]!r}{hint}; known: {', '.join(convert.FORMATS)}")
+  verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)  # orbax logs the traceback of what it raises
+  try:
+    report = _convert(action, argv, given)
+  finally:
+    logging.set_verbosity(verbosity)
+  print(report.table())
+  print(f"{report.action} {report.source} -> {report.output} in {report.seconds:.1f} s")
+  return 0
+
+
+def _convert(action: str, argv: list[str], given: dict[str, str]):
+  from vilau_jax import convert
+  from vilau_jax.cli.progress import Bar
+
   with Bar("tensors") as bar:
     if action == "import":
-      report = convert.import_checkpoint(
+      return convert.import_checkpoint(
         argv[1], given["source"], given["output"], tower_tokenizer=_TEXTS.value, progress=bar.update
       )
     elif action == "export":
-      report = convert.export_checkpoint(
+      return convert.export_checkpoint(
         argv[1], given["model"], given["output"], shard_bytes=int(_SHARD.value * 1e9),
         progress=bar.update,
       )  # fmt: skip
     else:
-      report = convert.verify(given["model"], given["source"], progress=bar.update)
-  print(report.table())
-  print(f"{report.action} {report.source} -> {report.output} in {report.seconds:.1f} s")
-  return 0
+      return convert.verify(given["model"], given["source"], progress=bar.update)
 
 
 def _merge(model: str, output: str) -> int:
