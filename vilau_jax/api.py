@@ -102,6 +102,7 @@ class VilaU(Seeing):
     top_p: float | None = None,
     seed: Seed = 0,
     batch_size: int = 16,
+    speculative: int = 0,
     on_progress: Callable[[image.Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
   ) -> np.ndarray:
@@ -116,6 +117,9 @@ class VilaU(Seeing):
       top_k, top_p: filters, see generate/sampling.py; top_k is clipped to the codebook.
       seed: see the class.
       batch_size: pictures drawn at once; bounds the memory.
+      speculative: above 0, so many positions are drafted a pass and those kept that the model would
+        have drawn (generate/speculative.py): fewer, larger passes. The distribution is the same,
+        the picture of a seed another. Not with `quantize` or a mesh.
       on_progress: called with a Progress after every row of the grid.
       cancel: asked there, for example the is_set of a threading.Event; True ends the call.
 
@@ -129,7 +133,7 @@ class VilaU(Seeing):
     """
     wish = self.runtime.visual_wish(cfg_scale, temperature, top_k, top_p)
     codes = self.runtime.draw_codes(
-      prompts, num_images, "image", 1, wish, seed, batch_size,
+      prompts, num_images, "image", 1, wish, seed, batch_size, speculative=speculative,
       on_progress=on_progress, cancel=cancel,
     )  # fmt: skip
     return self.runtime.vision.decode(codes)
@@ -147,6 +151,7 @@ class VilaU(Seeing):
     top_p: float | None = None,
     seed: Seed = 0,
     batch_size: int = 8,
+    speculative: int = 0,
     on_progress: Callable[[image.Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
   ) -> np.ndarray:
@@ -155,7 +160,7 @@ class VilaU(Seeing):
     Args:
       num_frames: of a video; None: what the model was made for.
       first_frames: pictures as for encode_images, one a prompt, with which its videos begin; they
-        come back as the tower draws them.
+        come back as the tower draws them. Not with `speculative`.
 
     Returns:
       uint8 [n, F, S, S, 3].
@@ -166,7 +171,7 @@ class VilaU(Seeing):
       raise ValueError("a video with a first frame needs num_frames of 2 at least")
     codes = self.runtime.draw_codes(
       prompts, num_videos, "video", frames, wish, seed, batch_size, first_frames,
-      on_progress=on_progress, cancel=cancel,
+      speculative=speculative, on_progress=on_progress, cancel=cancel,
     )  # fmt: skip
     return self.runtime.pictures(codes, codes.shape[1], frames, "video")
 

@@ -24,7 +24,7 @@ def test_every_workload_is_timed():
   for name, row in rows.items():
     assert row["ms"] > 0
     assert row["per_s"] * row["ms_per_unit"] == pytest.approx(1000), name
-    assert ("gb_per_s" in row) == (name in ("text", "image"))
+    assert ("gb_per_s" in row) == (name in ("text", "image", "speculative"))
   # Drawing reads the language model once and the depth transformer R times.
   read = {name: rows[name]["gb_per_s"] * rows[name]["ms"] * 1e6 for name in ("text", "image")}
   llm = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64) + 64

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 
 import golden_model
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vilau_jax
+from vilau_jax.cli import main
 from vilau_jax.data.forms import SequenceSettings
 from vilau_jax.data.sequence import drawing_prompt, unconditional_prompt
 from vilau_jax.data.tokenizer import Tokenizer
@@ -44,6 +47,11 @@ def toy(sharpness: float = 25.0) -> Engine:
   params["projector"] = jax.tree_util.tree_map_with_path(louder, params["projector"])
   variables = {"params": params, "quantizer": {"codebook": book}}
   return Engine(loaded.config, variables)
+
+
+@functools.cache
+def tiny() -> vilau_jax.VilaU:
+  return vilau_jax.VilaU.from_loaded(golden_model.tiny())
 
 
 @functools.cache
@@ -111,7 +119,13 @@ def test_the_joint_distribution_is_unchanged():
   weights = ENTRIES ** np.arange(POSITIONS * DEPTH)[::-1]
   for start in range(0, 6_000, 2_000):
     codes, taken = speculative.generate_codes(
-      engine, [given[0]] * 2_000, unconditional, WISH, range(start, start + 2_000), window=3
+      engine,
+      [given[0]] * 2_000,
+      unconditional,
+      WISH,
+      range(start, start + 2_000),
+      window=3,
+      batch_size=2_000,
     )
     np.add.at(counts, codes.reshape(len(codes), -1) @ weights, 1)
     passes.append(taken)
@@ -145,6 +159,82 @@ def test_an_output_does_not_depend_on_its_company():
   alone, taken = speculative.generate_codes(engine, given[1:], unconditional, WISH, [4], window=3)
   np.testing.assert_array_equal(alone[0], both[1])
   assert taken[0] == passes[1]
+
+
+def test_a_batch_is_divided_and_watched():
+  """Rows of the grid are shown when the slowest output has them; a batch of one ends by itself."""
+  engine = toy()
+  given, unconditional = prompts(engine)
+  whole, _ = speculative.generate_codes(engine, [*given, given[0]], unconditional, WISH, range(3))
+  steps = list(
+    speculative.stream_codes(
+      engine, [*given, given[0]], unconditional, WISH, range(3), window=8, batch_size=2
+    )
+  )
+  assert [s.outputs for s in steps if s.done == s.total] == [range(2), range(2, 3)]
+  for step in steps:
+    assert step.done % engine.config.tower.grid == 0 and (step.passes <= step.total).all()
+    np.testing.assert_array_equal(step.codes, whole[step.outputs, : step.done])
+
+
+def test_the_public_class_offers_it():
+  model = tiny()
+  plain, seen = model.generate_images("a dog", num_images=2, seed=3), []
+  drawn = model.generate_images(
+    "a dog", num_images=2, seed=3, speculative=4, on_progress=seen.append
+  )
+  assert drawn.shape == plain.shape and (drawn != plain).any()
+  np.testing.assert_array_equal(seen[-1].preview(), drawn)
+  swapped = model.generate_images("a dog", num_images=2, seed=[4, 3], speculative=4)
+  np.testing.assert_array_equal(swapped, drawn[::-1])
+  video = model.generate_videos("a dog", num_videos=2, num_frames=1, speculative=4)
+  assert video.shape == (2, 1, 32, 32, 3)
+  with pytest.raises(vilau_jax.Cancelled):
+    model.generate_images("a dog", num_images=2, speculative=4, cancel=lambda: True)
+
+
+def test_a_model_is_loaded_draws_and_makes_it_again(tmp_path, capsys):
+  tiny().save(tmp_path / "model")
+  common = ["generate", "image", f"--model={tmp_path / 'model'}", "--prompt=a dog", "--seed=3"]
+  out = tmp_path / "out"
+  assert main.run([*common, f"--output={out}", "--num=2", "--speculative=4"]) == 0
+  assert "positions a pass" in capsys.readouterr().out
+  entries = json.loads((out / "metadata.json").read_text())
+  assert [entry["settings"]["speculative"] for entry in entries] == [4, 4]
+  again = ["generate", f"--from_metadata={out / 'metadata.json'}", f"--output={tmp_path / 'b'}"]
+  assert main.run(again) == 0
+  assert "2 of 2 are the same" in capsys.readouterr().out
+  assert main.run([*common, f"--output={tmp_path / 'c'}"]) == 0
+  entry = json.loads((tmp_path / "c" / "metadata.json").read_text())[0]
+  assert "speculative" not in entry["settings"]  # such files are as they were
+  for extra, words in (
+    (["--speculative=-1"], "--speculative must be at least 0"),
+    (["--speculative=4", "--int8"], "--speculative and --int8 do not go together"),
+  ):
+    assert main.run([*common, f"--output={out}", *extra]) == 2
+    assert words in capsys.readouterr().err
+  video = [*common, f"--output={out}", "--speculative=4", "--first_frame=fox.png"]
+  assert main.run(["generate", "video", *video[2:]]) == 2
+  assert "--first_frame do not go together" in capsys.readouterr().err
+
+
+def test_what_it_does_not_support_is_named():
+  picture = np.zeros((8, 8, 3), np.uint8)
+  for call, words in (
+    (lambda: tiny().generate_images("a", speculative=-1), "speculative must be at least 1"),
+    (
+      lambda: tiny().generate_videos("a", speculative=2, first_frames=[picture]),
+      "does not support outputs with a given beginning",
+    ),
+    (
+      lambda: vilau_jax.VilaU.from_loaded(golden_model.tiny(), quantize="int8").generate_images(
+        "a", speculative=2
+      ),
+      "does not support weights in int8",
+    ),
+  ):
+    with pytest.raises(ValueError, match=words):
+      call()
 
 
 def test_bad_input_is_named():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vilau_jax.bench.workloads import Bench, Sizes, Workload
 from vilau_jax.config import VilaUConfig
 
-NAMES = ("tower_encode", "tower_decode", "prefill", "text", "image", "train")
+NAMES = ("tower_encode", "tower_decode", "prefill", "text", "image", "speculative", "train")
 # Bytes of the array whose copying gives the bandwidth; an accelerator would copy the smaller one in
 # less time than a call takes to start.
 _COPIED = {"cpu": 2**28}
@@ -102,6 +102,7 @@ def _check(config: VilaUConfig, name: str) -> None:
     "prefill": ("llm",),
     "text": ("llm",),
     "image": ("tower", "llm", "depth"),
+    "speculative": ("tower", "llm", "depth"),
     "train": ("tower", "llm", "depth"),
   }
   missing = [part for part in needs[name] if getattr(config, part) is None]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilau_jax.config import VilaUConfig
-from vilau_jax.generate import sampling
+from vilau_jax.generate import sampling, speculative
 from vilau_jax.generate.engine import Draws, Engine
 from vilau_jax.generate.vision import Vision
 from vilau_jax.models import quantizer, vilau
@@ -51,12 +51,14 @@ class Sizes:
     prompt: positions of a prompt.
     length: positions of a training row.
     positions: room for decoded positions behind the prompt.
+    window: drafted positions of a speculative pass.
   """
 
   batch: int = 1
   prompt: int = 64
   length: int = 256
   positions: int = 256
+  window: int = 8
 
 
 class Bench:
@@ -105,19 +107,32 @@ class Bench:
   def image(self) -> Workload:
     """Visual positions with guidance: a pass of the language model and R depth steps each."""
     engine, n = self._prepared(), self.sizes.batch
-    codes = self.config.tower.quantizer
-    defaults_ = self.config.sampling
-    wish = sampling.Sampling(
-      defaults_.temperature, min(defaults_.top_k, codes.entries), defaults_.top_p, 3.0
-    )
-    switches, draws = wish.switches(codes.entries), self._draws(n, wish.values(codes.entries))
+    wish, entries = self._visual_wish(), self.config.tower.quantizer.entries
+    switches, draws = wish.switches(entries), self._draws(n, wish.values(entries))
     steps = engine.steps_at_once
     chunk = lambda state: engine.visual_chunk(state, 0, draws, switches, steps)  # noqa: E731
     run = _Again(self, 2 * n, chunk, steps)
-    head = {k: v for k, v in engine.params["depth"].items() if k not in ("in_mlp_1", "in_mlp_2")}
-    least = self._llm_bytes() + run.cache_bytes + codes.depth * _size(head)
-    least += _size([engine.params[k] for k in ("projector",) if k in engine.params])
-    return Workload(run, n * steps, "positions", steps * least)
+    return Workload(run, n * steps, "positions", steps * self._visual_bytes(run.cache_bytes))
+
+  def speculative(self) -> Workload:
+    """Passes over a window of drafted positions, with guidance. How many of them are kept depends
+    on the model, so it is not measured here; `vilau generate --speculative` says it."""
+    engine, n, size = self._prepared(), self.sizes.batch, self.sizes.window
+    entries, total = self.config.tower.quantizer.entries, self.sizes.positions
+    wish = self._visual_wish()
+    state = engine.start(self._prompts(2 * n), room=total + size)
+    cache_bytes = _size(state.caches)
+    held = [speculative.open_windows(state, n, size, engine.config)]
+    keys = sampling.output_keys(list(range(n)))
+
+    def call():  # an output that is complete runs on at its end, which costs the same
+      held[0], *drawn = speculative.advance(
+        engine.params, engine.codebook, held[0], keys, np.int32(0), wish.values(entries),
+        config=engine.config, switches=wish.switches(entries), total=total,
+      )  # fmt: skip
+      return drawn
+
+    return Workload(call, n, "passes", self._visual_bytes(cache_bytes))
 
   def train(self) -> Workload:
     """A training step of the language-model stage, rows half text and half pictures."""
@@ -190,6 +205,19 @@ class Bench:
 
   def _draws(self, n: int, values: dict[str, np.ndarray]) -> Draws:
     return Draws(sampling.output_keys(list(range(n))), np.zeros(n, np.int32), values)
+
+  def _visual_wish(self) -> sampling.Sampling:
+    d = self.config.sampling
+    top_k = min(d.top_k, self.config.tower.quantizer.entries)
+    return sampling.Sampling(d.temperature, top_k, d.top_p, 3.0)
+
+  def _visual_bytes(self, cache_bytes: int) -> int:
+    """What a visual position must read: language model, cache, projector, R times the depth
+    transformer."""
+    params = self._prepared().params
+    head = {k: v for k, v in params["depth"].items() if k not in ("in_mlp_1", "in_mlp_2")}
+    least = self._llm_bytes() + cache_bytes + self.config.tower.quantizer.depth * _size(head)
+    return least + _size([params[k] for k in ("projector",) if k in params])
 
   def _llm_bytes(self) -> int:
     params = self._prepared().params["llm"]

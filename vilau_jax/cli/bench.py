@@ -4,7 +4,11 @@ vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,depth.width=1024] [--json_
 vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
-    of a copy on the same device.
+    of a copy on the same device. --positions is the room of the cache behind the prompt.
+vilau bench --preset=vilau_7b_256 --only=image,speculative --window=8
+    a position of drawing beside a pass of speculative drawing, which draws several: it wins where a
+    model gets more positions a pass (`vilau generate --speculative` says how many) than a pass
+    costs positions.
 vilau bench --config=configs/pretrain_7b_256.py --config.batch_size=8
     the very step that this config trains with, on random data: seconds, tokens/s, MFU and the peak
     of memory, beside what `vilau plan` foretells of the same machine.
@@ -26,11 +30,12 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "experiment whose step is run, FILE.py or FILE.py:ARG", flag_values=FLAGS
 )
 _SET = flags.DEFINE_list("set", [], "fields of the architecture: llm.depth=16", flag_values=FLAGS)
-_ONLY = flags.DEFINE_list("only", None, "workloads, default all", flag_values=FLAGS)
+_ONLY = flags.DEFINE_list("only", None, "workloads, default all but speculative", flag_values=FLAGS)
 _BATCH = flags.DEFINE_integer("batch_size", 1, "pictures or rows at once", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_integer("prompt_length", 64, "positions", flag_values=FLAGS)
 _LENGTH = flags.DEFINE_integer("row_length", 256, "of a training row", flag_values=FLAGS)
 _POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", flag_values=FLAGS)
+_WINDOW = flags.DEFINE_integer("window", 8, "speculative: drafts a pass", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", flag_values=FLAGS)
 _JSON = flags.DEFINE_string("json_file", None, "file for the figures", flag_values=FLAGS)
 
@@ -38,7 +43,7 @@ _JSON = flags.DEFINE_string("json_file", None, "file for the figures", flag_valu
 def main(argv: list[str]) -> int:
   if argv or [_MODEL.value, _PRESET.value, _CONFIG.value].count(None) != 2:
     raise ValueError("give one of --model=DIR, --preset=NAME and --config=FILE.py")
-  for flag in (_BATCH, _PROMPT, _LENGTH, _POSITIONS, _ROUNDS):
+  for flag in (_BATCH, _PROMPT, _LENGTH, _POSITIONS, _WINDOW, _ROUNDS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
   if _CONFIG.value is not None:
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> int:
   else:
     config = checkpoint.model_config(_MODEL.value)
   config = config.with_overrides(**overrides(_SET.value))
-  sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value)
+  sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value, _WINDOW.value)
   result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)
   _write(result)
   show(result)

@@ -8,6 +8,11 @@ vilau generate image --model=DIR --prompts_file=prompts.txt --output=out
     pictures at once. Output i has seed --seed + i, whatever else is drawn with it.
 vilau generate video --model=DIR --prompt=.. --first_frame=fox.png --output=out
     a video that begins with a picture
+vilau generate image --model=DIR --prompt=.. --output=out --speculative=8
+    drafts 8 positions a pass and keeps those that the model would have drawn. Pictures are as
+    likely as without it, but the picture of a seed is another; which is faster depends on the model
+    and the machine, and the last line says how many positions a pass there were. Not with --int8
+    or --first_frame.
 vilau generate --from_metadata=out/metadata.json --output=again [--model=DIR]
     makes the files of a metadata.json or results.jsonl again, and says whether they are the same
     bit for bit (exit code 1 if not)
@@ -54,6 +59,9 @@ _AGAIN = flags.DEFINE_string(
 _INT8 = flags.DEFINE_bool(
   "int8", False, "weights in eight bits, for small devices", flag_values=FLAGS
 )
+_SPECULATIVE = flags.DEFINE_integer(
+  "speculative", 0, "drafted positions a pass, 0 draws one after the other", flag_values=FLAGS
+)
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", flag_values=FLAGS)
 
 
@@ -68,6 +76,11 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
   if _FPS.value <= 0:
     raise ValueError(f"--fps must be above 0, got {_FPS.value}")
+  if _SPECULATIVE.value < 0:
+    raise ValueError(f"--speculative must be at least 0, got {_SPECULATIVE.value}")
+  if _SPECULATIVE.value and (_INT8.value or _FIRST.value):
+    other = "--int8" if _INT8.value else "--first_frame"
+    raise ValueError(f"--speculative and {other} do not go together")
   if _AGAIN.value:
     return again()
   if _FIRST.value and argv != ["video"]:
@@ -137,7 +150,8 @@ def _prompts() -> list[str]:
 
 def _given() -> dict[str, float]:
   flags_ = (_CFG, _TEMPERATURE, _TOP_K, _TOP_P)
-  return {flag.name: flag.value for flag in flags_ if flag.value is not None}
+  given = {flag.name: flag.value for flag in flags_ if flag.value is not None}
+  return given | ({"speculative": _SPECULATIVE.value} if _SPECULATIVE.value else {})
 
 
 def _made_by(model) -> dict:

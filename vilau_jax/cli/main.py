@@ -14,6 +14,14 @@ import traceback
 from absl import flags
 
 GRACE = 5.0  # seconds that other threads have when a command has failed
+# What a path that was typed may turn out to be.
+_PATH_ERRORS = (
+  FileNotFoundError,
+  FileExistsError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
 # command -> (module, one line for `vilau --help`). A module has FLAGS, its own and no other's, and
 # `main(argv) -> int`.
 COMMANDS = {
@@ -97,7 +105,7 @@ def run(argv: list[str]) -> int:
       return 0
     left = _parse([f"vilau {name}", *rest], module.FLAGS)
     return module.main(left[1:]) or 0
-  except (ValueError, FileNotFoundError, FileExistsError, flags.Error) as error:
+  except (ValueError, *_PATH_ERRORS, flags.Error) as error:
     if os.environ.get("VILAU_TRACEBACK"):
       raise
     print(f"vilau: error: {error}", file=sys.stderr)

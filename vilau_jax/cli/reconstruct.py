@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
 
   from vilau_jax import api
   from vilau_jax.data import media
+  from vilau_jax.generate.gallery import writable
 
+  output = writable(_OUTPUT.value)
   model = api.load(_MODEL.value)
   if model.config.tower is None:
     raise ValueError(f"{_MODEL.value} has no vision tower")
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
       [squares[i], *(step[i] for step in steps)], depth + 1, captions, scale=scale
     )
     name = f"reconstruction-{pathlib.Path(path).stem}.png"
-    print(media.write_image(sheet, pathlib.Path(_OUTPUT.value) / name))
+    print(media.write_image(sheet, output / name))
   Console().print(table)
   return 0
 

@@ -24,6 +24,7 @@ class Watch:
     self.rate: float | None = None
     self._began = self._total = 0.0
     self._outputs = self._finished = self._first_done = 0
+    self._speculated = self._passes = 0  # positions and passes of finished outputs
     self._bar: Bar | None = None
     self.interrupts = Interrupts()
     use_compile_cache()
@@ -57,6 +58,9 @@ class Watch:
       self.rate = (done - self._first_done) / (now - self.first)
     if progress.done == progress.total:
       self._finished += here
+      if progress.passes is not None:
+        self._speculated += here * progress.total
+        self._passes += int(progress.passes.sum())
     else:
       self.interrupts.check()
     text = "drawing" if self.rate is None else f"drawing, {self.rate:.0f} positions/s"
@@ -65,6 +69,8 @@ class Watch:
   def summary(self) -> str:
     """In words, for the last line."""
     speed = "" if self.rate is None else f", then {self.rate:.0f} positions/s"
+    if self._passes:
+      speed += f", {self._speculated / self._passes:.2f} positions a pass"
     return (
       f"in {self._total:.1f} s (loading {self.loading:.1f} s before, first row of positions after "
       f"{self.first:.1f} s{speed})"

@@ -30,6 +30,7 @@ class Progress:
     done: visual positions finished.
     total: visual positions of an output, frames * T.
     codes: int32 [n, done, R].
+    passes: int32 [n], what each output took so far where it is drawn speculatively, else None.
   """
 
   outputs: range
@@ -37,6 +38,7 @@ class Progress:
   total: int
   codes: np.ndarray
   paint: Paint | None = dataclasses.field(default=None, repr=False)
+  passes: np.ndarray | None = None
 
   def preview(self, depths: int | None = None) -> np.ndarray:
     """The pictures as far as they are drawn: uint8 [n, S, S, 3], for videos [n, F, S, S, 3].
@@ -59,26 +61,36 @@ def generate_codes(
   unconditional: Sequence,
   wish: sampling.Sampling,
   seeds: List[int],
-  *,
-  on_progress: Callable[[Progress], None] | None = None,
-  cancel: Callable[[], bool] | None = None,
   **kwargs,
 ) -> np.ndarray:
   """Draws one image (frames=1) or video for every prompt; see stream_codes for the arguments.
-
-  Args:
-    on_progress: called when a row of the grid is finished.
-    cancel: asked there; True ends the work.
 
   Returns:
     int32 [n, frames * T, R].
 
   Raises:
     ValueError: if a prompt leaves no room in the context, or logits are not finite.
+  """
+  return finished(stream_codes(engine, prompts, unconditional, wish, seeds, **kwargs))
+
+
+def finished(
+  steps: Iterator[Progress],
+  on_progress: Callable[[Progress], None] | None = None,
+  cancel: Callable[[], bool] | None = None,
+) -> np.ndarray:
+  """Runs to the end of what stream_codes yields: codes int32 [n, frames * T, R].
+
+  Args:
+    steps: of image.stream_codes or speculative.stream_codes.
+    on_progress: called with each of them.
+    cancel: asked after each but the last of a batch; True ends the work.
+
+  Raises:
     Cancelled: if `cancel` said so.
   """
   parts = []
-  for progress in stream_codes(engine, prompts, unconditional, wish, seeds, **kwargs):
+  for progress in steps:
     if on_progress is not None:
       on_progress(progress)
     if progress.done == progress.total:

@@ -22,6 +22,7 @@ from vilau_jax.data import sequence as sequences
 from vilau_jax.data.conversation import Visual
 from vilau_jax.data.tokenizer import Tokenizer
 from vilau_jax.generate import image, interleaved, sampling
+from vilau_jax.generate import speculative as speculation
 from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.contents import Contents, Image, as_list, to_turns
 from vilau_jax.generate.engine import Engine, stacked
@@ -188,18 +189,26 @@ class Runtime:
       given=given,
     )
 
-  def draw_codes(self, prompts, count, kind, frames, wish, seed, batch_size, given=None, **watch):
+  def draw_codes(
+    self, prompts, count, kind, frames, wish, seed, batch_size, given=None, speculative=0,
+    on_progress=None, cancel=None,
+  ):  # fmt: skip
     """Codes int32 [prompts * count, frames * T, R], prompt-major; see VilaU.generate_images."""
-    wanted = self.drawing(prompts, count, kind, seed, given)
-    return image.generate_codes(
-      self.engine,
+    if speculative < 0:
+      raise ValueError(
+        f"speculative must be at least 1 (positions a pass) or 0 (off), got {speculative}"
+      )
+    wanted = self.drawing(prompts, count, kind, seed, given) | dict(
       wish=wish,
       frames=frames,
       batch_size=positive("batch_size", batch_size),
       paint=lambda codes, total: self.pictures(codes, total, frames, kind),
-      **wanted,
-      **watch,
     )
+    if speculative:
+      steps = speculation.stream_codes(self.engine, window=speculative, **wanted)
+    else:
+      steps = image.stream_codes(self.engine, **wanted)
+    return image.finished(steps, on_progress, cancel)
 
   def _first_frames(self, pictures, count: int) -> np.ndarray:
     squares = list(self.squares(pictures, "crop"))

@@ -13,6 +13,7 @@ Speculative Jacobi decoding (arXiv 2410.01699) with couplings instead of fresh d
 guidance), W window, R residual depth, E entries, D width, M cache columns.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as List
 from typing import Any
 
@@ -24,9 +25,10 @@ import numpy as np
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data.sequence import Sequence
 from vilau_jax.generate import engine as programs
-from vilau_jax.generate import sampling
-from vilau_jax.generate.cache import check_context, left_pad
+from vilau_jax.generate import image, sampling
+from vilau_jax.generate.cache import bucket, check_context
 from vilau_jax.generate.engine import Engine, compiled
+from vilau_jax.generate.start import begin
 from vilau_jax.generate.text import check_finite
 from vilau_jax.models import depth as depth_transformer
 from vilau_jax.models.vilau import VilaU
@@ -66,58 +68,105 @@ def generate_codes(
   wish: sampling.Sampling,
   seeds: List[int],
   *,
-  frames: int = 1,
   window: int = 8,
+  **kwargs,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws one image (frames=1) or video for every prompt, all of them at once.
-
-  Args:
-    engine: a model with tower, projector and depth transformer.
-    prompts: sequences that end in <im_start> or <vi_start>.
-    unconditional: the prompt of the unconditional half, with the same end.
-    wish: how to draw; its distribution is drawn from exactly, whatever it is.
-    seeds: one a prompt.
-    frames: of every output.
-    window: W, drafted positions a pass.
+  """Draws one image (frames=1) or video for every prompt; see stream_codes for the arguments.
 
   Returns:
     Codes int32 [n, frames * T, R], and int32 [n]: the passes each output took.
 
   Raises:
-    ValueError: if the window is no positive number, a prompt leaves no room in the context, or
-      logits are not finite.
+    ValueError: as stream_codes.
+  """
+  steps = stream_codes(engine, prompts, unconditional, wish, seeds, window=window, **kwargs)
+  ends = [progress for progress in steps if progress.done == progress.total]
+  codes, passes = zip(*((end.codes, end.passes) for end in ends))
+  return np.concatenate(codes), np.concatenate(passes)
+
+
+def stream_codes(
+  engine: Engine,
+  prompts: List[Sequence],
+  unconditional: Sequence,
+  wish: sampling.Sampling,
+  seeds: List[int],
+  *,
+  window: int,
+  frames: int = 1,
+  batch_size: int = 16,
+  given: np.ndarray | None = None,
+  paint: image.Paint | None = None,
+) -> Iterator[image.Progress]:
+  """Draws as image.stream_codes does, and from the same distribution, whatever `wish` makes it.
+
+  Args:
+    window: W, drafted positions a pass.
+    given: not supported; must be None.
+    engine, prompts, unconditional, wish, seeds, frames, batch_size, paint: as there.
+
+  Yields:
+    A Progress whenever the slowest output of a batch has finished a row of the grid.
+
+  Raises:
+    ValueError: if the window is no positive number, a prompt leaves no room in the context, logits
+      are not finite, or for an engine or `given` that this does not support.
   """
   if window < 1:
     raise ValueError(f"window must be at least 1, got {window}")
+  for wanted, what in (
+    (engine.quantized, f"weights in {engine.quantized}"),
+    (engine.mesh is not None, "a model that lies on a mesh of devices"),
+    (given is not None, "outputs with a given beginning (first frames)"),
+  ):
+    if wanted:
+      raise ValueError(f"speculative drawing does not support {what}; leave it out")
   total, n = frames * engine.config.tower.image_tokens, len(prompts)
   lengths = [len(p.tokens) for p in prompts]
   check_context([*lengths, len(unconditional.tokens)], total - 1, engine.context)
-  entries = engine.config.tower.quantizer.entries
+  for start in range(0, n, batch_size):
+    here = range(start, min(start + batch_size, n))
+    rows = min(bucket(len(here), 1), batch_size)  # few programs, as in image.py
+    at = [*here, *[here[-1]] * (rows - len(here))]
+    batch = [prompts[i] for i in at], unconditional, wish, [seeds[i] for i in at]
+    for codes, passes in _batch(engine, *batch, total, window, len(here)):
+      yield image.Progress(here, codes.shape[1], total, codes, paint, passes)
+
+
+def _batch(
+  engine, prompts, unconditional, wish, seeds, total: int, window: int, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Codes that all of the first `count` outputs have [count, done, R] and passes [count], whenever
+  there is another row of the grid."""
+  entries, grid, n = engine.config.tower.quantizer.entries, engine.config.tower.grid, len(prompts)
   switches, values = wish.switches(entries), wish.values(entries)
   pairs = [*prompts, *[unconditional] * n] if switches.guided else prompts
-  state = engine.start(left_pad(pairs, engine.depth), room=total + window)
-  windows = _open(state, n, window, engine.config)
-  keys = sampling.output_keys(list(seeds))
+  windows = open_windows(begin(engine, pairs, room=total + window), n, window, engine.config)
+  keys = sampling.output_keys(seeds)
   codes = np.zeros((n, total + window, engine.depth), np.int32)
   done, passes = np.zeros(n, int), np.zeros(n, np.int32)
+  shown = 0
   for number in range(total):
     running = done < total
-    if not running.any():
-      break
     windows, drawn, final, finite = advance(
       engine.params, engine.codebook, windows, keys, np.int32(number), values,
       config=engine.config, switches=switches, total=total,
     )  # fmt: skip
     drawn, final, finite = jax.device_get((drawn, final, finite))
-    check_finite(finite | ~running, f"pass {number}", "output")
+    check_finite(finite[:count] | ~running[:count], f"pass {number}", "output")
     for i in np.flatnonzero(running):
       codes[i, done[i] : done[i] + final[i]] = drawn[i, : final[i]]
     passes += running
     done = np.minimum(done + final, total)
-  return codes[:, :total], passes
+    ready = done[:count].min() // grid * grid
+    if ready > shown:
+      shown = ready
+      yield codes[:count, :ready].copy(), passes[:count].copy()
+    if ready == total:
+      return
 
 
-def _open(state: programs.State, n: int, window: int, config: VilaUConfig) -> Window:
+def open_windows(state: programs.State, n: int, window: int, config: VilaUConfig) -> Window:
   """A state after its prompts -> placeholders; axis 0 becomes outputs, axis 1 their rows."""
   codes = config.tower.quantizer
   rows = lambda leaf: jnp.swapaxes(leaf.reshape(-1, n, *leaf.shape[1:]), 0, 1)  # noqa: E731

@@ -1,0 +1,128 @@
+"""What people get wrong at the command line is one line that says so, and exit code 2."""
+
+import dataclasses
+
+import golden_model
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import vilau_jax
+from vilau_jax.cli import main
+from vilau_jax.data import media
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp("model") / "tiny"
+  vilau_jax.VilaU.from_loaded(golden_model.tiny()).save(path)
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> str:
+  """A model whose heads have become NaN."""
+  loaded = golden_model.tiny()
+  params = dict(loaded.variables["params"])
+  for part, name in (("depth", "pos_emb_d"), ("llm", "lm_head")):
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params[part][name])
+    params[part] = params[part] | {name: broken}
+  loaded = dataclasses.replace(loaded, variables=loaded.variables | {"params": params})
+  path = tmp_path_factory.mktemp("damaged") / "tiny"
+  vilau_jax.VilaU.from_loaded(loaded).save(path)
+  return str(path)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+  """Names -> paths of things that are not what they should be, and of some that are."""
+  (tmp_path / "bad.png").write_bytes(b"nothing")
+  (tmp_path / "bad.mp4").write_bytes(b"nothing")
+  (tmp_path / "way").write_text("in the way")
+  (tmp_path / "prompts.txt").write_text("a dog\n")
+  PIL.Image.fromarray(PICTURE).save(tmp_path / "good.png")
+  media.write_video(PICTURE[None], tmp_path / "one.mp4", 8)
+  names = ("bad.png", "bad.mp4", "good.png", "one.mp4", "prompts.txt", "folder", "way")
+  (tmp_path / "folder").mkdir()
+  return {name.replace(".", "_"): str(tmp_path / name) for name in names}
+
+
+@pytest.mark.parametrize(
+  ("typed", "words"),
+  [
+    ("generate image --prompt=", "--prompt is empty"),
+    ("generate image --prompts_file={folder}", "Is a directory"),
+    ("generate image --prompt=a --speculative=-1", "--speculative must be at least 0"),
+    ("generate video --prompt=a --num_frames=0", "num_frames must be at least 1"),
+    ("generate video --prompt=a --first_frame={bad_png}", "is not a picture"),
+    ("generate video --prompt=a --first_frame={folder}", "Is a directory"),
+    ("generate batch --prompts={prompts_txt} --cfg_scale=-1", "cfg_scale must be at least 0"),
+    ("generate batch --prompts={prompts_txt} --top_k=0", "top_k must be at least 1"),
+    ("generate batch --prompts={prompts_txt} --num=0", "--num must be at least 1"),
+    ("reconstruct --image={bad_png}", "is not a picture"),
+  ],
+)
+def test_bad_input_is_one_line(model, files, tmp_path, capsys, typed, words):
+  typed = [part.format(**files) for part in typed.split()]
+  assert main.run([*typed, f"--model={model}", f"--output={tmp_path / 'out'}"]) == 2
+  said = capsys.readouterr().err
+  assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("typed", "words"),
+  [
+    (["--video={bad_mp4}", "What?"], "bad.mp4"),
+    (["sea " * 2000], "context is 1024"),
+    (["--top_p=0", "--temperature=1", "What?"], "top_p must be above 0"),
+  ],
+)
+def test_bad_questions_are_one_line(model, files, capsys, typed, words):
+  assert main.run(["chat", f"--model={model}", *[part.format(**files) for part in typed]]) == 2
+  said = capsys.readouterr().err
+  assert words in said and said.count("\n") == 1
+
+
+def test_a_video_file_of_one_frame_is_seen(model, files, capsys):
+  typed = ["chat", f"--model={model}", f"--video={files['one_mp4']}", "--max_new_tokens=2", "What?"]
+  assert main.run(typed) == 0
+
+
+@pytest.mark.parametrize(
+  "typed",
+  [
+    "generate image --prompt=a",
+    "generate image --prompt=a --speculative=2",
+    "generate batch --prompts={prompts_txt}",
+  ],
+)
+def test_damaged_weights_leave_no_black_picture(damaged, files, tmp_path, capsys, typed):
+  out = tmp_path / "out"
+  typed = [part.format(**files) for part in typed.split()]
+  assert main.run([*typed, f"--model={damaged}", f"--output={out}"]) == 2
+  assert "not finite (NaN or infinity)" in capsys.readouterr().err
+  assert not list(out.rglob("*.png"))
+
+
+def test_damaged_weights_write_nothing(damaged, capsys):
+  assert main.run(["chat", f"--model={damaged}", "What?"]) == 2
+  assert "not finite (NaN or infinity)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "typed",
+  [
+    "generate image --prompt=a",
+    "generate batch --prompts={prompts_txt}",
+    "reconstruct --image={good_png}",
+  ],
+)
+def test_an_output_in_the_way_is_refused(model, files, capsys, typed):
+  """Before the model is loaded, and also for root, who may write everywhere."""
+  typed = [part.format(**files) for part in typed.split()]
+  assert main.run([*typed, f"--model={model}", f"--output={files['way']}"]) == 2
+  printed = capsys.readouterr()
+  assert "cannot write to" in printed.err and "loaded" not in printed.out
