@@ -41,7 +41,7 @@ code=0 left=$PROCESSES
 while ((left > 0)); do
   ended=0 result=0
   wait -n -p ended "${pids[@]}" || result=$?
-  [ -n "${ended:-}" ] && [ "$ended" != 0 ] || continue # a signal woke us
+  if [ -z "${ended:-}" ] || [ "$ended" = 0 ]; then continue; fi # a signal woke us
   left=$((left - 1))
   rest=()
   for pid in "${pids[@]}"; do [ "$pid" = "$ended" ] || rest+=("$pid"); done

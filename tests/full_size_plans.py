@@ -16,7 +16,7 @@ from rich.console import Console
 from vilau_jax.plan import compiling, report, topology
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-# (config, topology, workload, changed fields, bounds)
+# (config, topology, workload and its switches, changed fields, bounds)
 GUIDED = dict(bytes_ratio=1.15)
 RUNS = (
   ("pretrain_7b_256", "v5e:16x16", "train", {}, dict(gib=14.5, flops_ratio=1.4)),
@@ -36,6 +36,9 @@ RUNS = (
   ("pretrain_7b_256", "v6e:1x1", "generate", {}, GUIDED),
   ("pretrain_7b_256", "h100:1x1", "generate", {}, GUIDED),
   ("pretrain_7b_256", "v5e:2x4", "generate", {}, {}),
+  ("pretrain_7b_256", "v5e:1x1", "generate --int8", {}, GUIDED),
+  ("lora_7b_v5e8", "v5e:2x4", "train", {}, {}),
+  ("qlora_7b_gpu", "h100:1x1", "train", {}, {}),
 )
 
 
@@ -69,12 +72,13 @@ def broken(result: dict, bounds: dict) -> list[str]:
 def main(words: list[str]) -> int:
   failed = 0
   for config_name, machine, workload, changes, bounds in RUNS:
-    name = f"{config_name}.{workload}.{machine.replace(':', '-')}"
+    kind, _, switch = workload.partition(" --")
+    name = ".".join(n for n in (config_name, kind, switch, machine.replace(":", "-")) if n)
     if words and not any(word in name for word in words):
       continue
     began = time.monotonic()
     config = config_of(config_name, changes)
-    plan = compiling.make_plan(config, topology.parse(machine), workload)
+    plan = compiling.make_plan(config, topology.parse(machine), kind, switch or None)
     (CONFIGS / "plans").mkdir(exist_ok=True)
     with open(CONFIGS / "plans" / f"{name}.txt", "w", encoding="utf-8") as file:
       changed = "".join(f" --config.{k}={v}" for k, v in changes.items())

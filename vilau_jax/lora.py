@@ -15,6 +15,8 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from vilau_jax import sharding
+
 A, B = "_lora_a", "_lora_b"
 BASES = ("", "int8", "int4", "nf4")  # types of the frozen projections
 _TILES = {"int4": 64, "nf4": 64}  # inputs of a projection that share a scale; else all of them
@@ -96,10 +98,10 @@ def cast(adapters: Tree, dtype: str) -> Tree:
 
 
 def compressed(frozen: Tree, quantised: Tree) -> Tree:
-  """Frozen parameters as a net with quantised projections reads them.
+  """Frozen parameters as a net with quantised projections reads them, on the same devices.
 
   Args:
-    frozen: arrays.
+    frozen: arrays, or abstract ones with their sharding, which give abstract ones.
     quantised: that net's abstract parameters, of jax.eval_shape.
   """
   import qwix
@@ -124,7 +126,13 @@ def compressed(frozen: Tree, quantised: Tree) -> Tree:
         flat[key] = one(value, like)
     return traverse_util.unflatten_dict(flat)
 
-  return jax.jit(all_of)(frozen)
+  parts = jax.eval_shape(all_of, frozen)
+  where = sharding.of_parts(frozen, parts)
+  if all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
+    return jax.tree.map(
+      lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), parts, where
+    )
+  return jax.jit(all_of, out_shardings=where)(frozen)
 
 
 def merged(params: Tree, lora: Mapping[str, Any]) -> Tree:

@@ -190,6 +190,27 @@ def state_shardings(boxed_tree: Any, mesh: Mesh) -> Any:
   )
 
 
+def of_parts(arrays: Any, parts: Any) -> Any:
+  """Shardings of what quantised weights consist of.
+
+  Args:
+    arrays: tree of weights, arrays or abstract ones with their sharding.
+    parts: the same tree with abstract parts of the same rank in place of a weight: integers, which
+      lie as the weight does, and scales, which do so where an axis still divides.
+  """
+
+  def one(leaf, part):
+    where = leaf.sharding
+    if not isinstance(where, NamedSharding):
+      return where
+    spec = [*where.spec, *[None] * (part.ndim - len(where.spec))]
+    fits = [part.shape[i] % _ways(axes, where.mesh.shape) == 0 for i, axes in enumerate(spec)]
+    kept = [axes if fit else None for axes, fit in zip(spec, fits)]
+    return NamedSharding(where.mesh, PartitionSpec(*kept))
+
+  return jax.tree.map(lambda a, p: jax.tree.map(lambda x: one(a, x), p), arrays, parts)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over data and fsdp, everything else whole."""
   return NamedSharding(mesh, spec("batch"))

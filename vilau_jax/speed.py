@@ -119,5 +119,7 @@ class Speed:
       slots=self._images * self._model.tower.image_tokens / (self._steps * c.batch_size),
       supervised=self._targets / (self._steps * c.batch_size),
       freeze=c.optim.freeze,
+      rank=c.lora.rank,
+      targets=c.lora.targets,
     )
     return self._steps * step["total"]

@@ -1,9 +1,11 @@
 """The analytic model against published counts, and against what XLA is asked to compute."""
 
+import experiments
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 
 from vilau_jax.config import VilaUConfig
 from vilau_jax.models.discriminator import PatchDiscriminator
@@ -12,6 +14,7 @@ from vilau_jax.models.tower import Tower
 from vilau_jax.models.vilau import VilaU
 from vilau_jax.models.vilau import init as init_params
 from vilau_jax.plan import flops, hlo
+from vilau_jax.train.lm import LmStage
 
 
 def compiled_flops(fn, *args):
@@ -79,6 +82,28 @@ def test_towers_equal_the_compiled_program():
   assert pooled == pytest.approx(flops.pool_forward(model.tower), rel=0.02)  # one probe's query
   texts = compiled_flops(lambda v: tower.apply(v, text, method="text_embedding"), variables)
   assert texts == pytest.approx(flops.text_forward(model.tower), rel=0.001)
+
+
+def test_adapters_cost_what_their_parameters_do():
+  c, model = experiments.lm()
+  c.lora.update(dict(rank=3, targets=("llm", "projector", "depth")))
+  state, _ = jax.eval_shape(LmStage(c, model).init, jax.random.key(0))
+  params = nn.unbox(state.params)
+
+  def size(part, name=""):
+    flat = traverse_util.flatten_dict(params[part])
+    return sum(leaf.size for keys, leaf in flat.items() if not name or name in keys)
+
+  once = flops.adapters_forward(model, 3, 1, 1, 1)
+  r = model.tower.quantizer.depth
+  assert once["llm"] == 2 * size("llm") and once["projector"] == 2 * size("projector")
+  inputs = size("depth", "in_mlp_2") + (r - 1) * size("depth", "in_mlp_1")
+  assert once["depth"] == 2 * (r * size("depth", "layers") + inputs)
+  row = dict(rows=1, length=64, slots=40, supervised=32)
+  whole = flops.lm_step(model, **row)
+  step = flops.lm_step(model, **row, rank=3, targets=("llm",))
+  assert step["llm"] == whole["llm"] * 2 / 3 and step["projector"] == whole["projector"] / 3
+  assert step["adapters"] == 3 * 64 * once["llm"]
 
 
 def within_borders(got, want):

@@ -41,7 +41,7 @@ def test_two_steps_in_the_abstract(file, arg):
   model = step.planned_model(config)
   stage = step.make_stage(config, model)
   state, frozen, batch, key = step.abstract_arguments(config, model, stage, mesh)
-  frozen = jax.eval_shape(stage.compressed, frozen)
+  frozen = stage.compressed(frozen)
   moved, metrics = jax.eval_shape(stage.step, state, frozen, batch, key)
   again, _ = jax.eval_shape(stage.step, moved, frozen, batch, key)
   assert jax.tree.structure(state) == jax.tree.structure(again)

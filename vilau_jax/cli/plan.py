@@ -6,7 +6,8 @@ vilau plan --config=configs/pretrain_7b_256.py --topology=v5e:16x16
 vilau plan .. --topology=v5p:4x4x8 | v6e:16x16 | v4:4x4x4 | 2*v5e:16x16 | h100:8x8 | a100:8x8
     TPU tori (and slices of them), or hosts x GPUs a host
 vilau plan .. --workload=tokenize | generate
-    the tower over pictures, or drawing with guidance, instead of training
+    the tower over pictures, or drawing with guidance, instead of training; --int8 draws with
+    weights in eight bits, as vilau generate does
 vilau plan .. --what_if
     compiles the neighbours as well: other batches, rematerialisation, meshes
 """
@@ -28,6 +29,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _WORKLOAD = flags.DEFINE_string(
   "workload", "train", "train, tokenize or generate", flag_values=FLAGS
 )
+_INT8 = flags.DEFINE_bool("int8", False, "weights in eight bits, to generate", flag_values=FLAGS)
 _SAMPLES = flags.DEFINE_float(
   "samples", 0, "rows or pictures to give the days for; 0: all of the run", flag_values=FLAGS
 )
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
   config = read_config(_CONFIG)
   defaults.check(config)
   console = Console(width=None if sys.stdout.isatty() else 100)
-  plan = make_plan(config, machine, _WORKLOAD.value)
+  plan = make_plan(config, machine, _WORKLOAD.value, "int8" if _INT8.value else None)
   if not _JSON.value:
     report.show(plan, _SAMPLES.value or config.steps * config.batch_size, console)
   rows = _what_if(plan, console) if _WHAT_IF.value else {}

@@ -107,14 +107,14 @@ def _flat(x: jax.Array) -> jax.Array:
   return sharding.constrain(x.reshape(-1, x.shape[-1]).astype(jnp.float32), "batch", None)
 
 
-def _whole_rows(table: jax.Array) -> jax.Array:
+def whole_rows(table: jax.Array) -> jax.Array:
   """Float32, with the code axis gathered: distances and lookups read whole codewords."""
   return sharding.constrain(table.astype(jnp.float32), None, "entries", None)
 
 
 def quantize(config: QuantizerConfig, codebook: jax.Array, x: jax.Array) -> Quantized:
   """Quantises [..., Z] with a fixed codebook [K, E, Z]."""
-  flat, codebook = _flat(x), _whole_rows(codebook)
+  flat, codebook = _flat(x), whole_rows(codebook)
   residual, total = jax.lax.stop_gradient(flat), 0.0
   codes, sums = [], []
   for depth in range(config.depth):
@@ -213,7 +213,7 @@ def train_quantize(
     raise ValueError("training a quantiser with restart needs a key")
   flat = _flat(x)
   original = dict(jax.lax.stop_gradient(state))
-  original |= {k: _whole_rows(original[k]) for k in ("codebook", "embed_sum")}
+  original |= {k: whole_rows(original[k]) for k in ("codebook", "embed_sum")}
   if config.depth > _UNROLLED and config.shared and config.update == "sequential_per_depth":
     return _looped(config, original, x, flat, key, draws)
   tables = [{k: v[i] for k, v in original.items()} for i in range(original["codebook"].shape[0])]

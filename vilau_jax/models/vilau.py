@@ -121,6 +121,7 @@ class VilaU(nn.Module):
       [B, N, D].
     """
     z = quantizer.embed(jax.lax.stop_gradient(codebook), codes.astype(jnp.int32))
+    z = sharding.constrain(z, "batch", None, None)
     x = self.projector(self.config.code_scale * z)
     if self.config.visual_positions == "next_cell":
       x = x + self.visual_positions(run_index(visual_position) if index is None else index)
@@ -193,6 +194,7 @@ class VilaU(nn.Module):
     """
     words = quantizer.lookup(jax.lax.stop_gradient(codebook), codes.astype(jnp.int32))
     sums = self.config.code_scale * jnp.cumsum(words, axis=-2)[..., :-1, :]
+    sums = sharding.constrain(sums, "batch", *[None] * (sums.ndim - 1))
     return self.depth(hidden, sums, deterministic)
 
   def code_logits(self, features: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ def advice(plan: Plan) -> list[str]:
   states = memory["parameters"] + memory["optimizer"]
   lines = [f"it needs {over:.2f} GiB a device more than there are"]
   if plan.work.workload != "train":
-    return [*lines, "more devices along mesh.tensor, fewer outputs at once, or int8 weights"]
+    return [*lines, "more devices along mesh.tensor, fewer outputs at once, or --int8"]
   spread = math.prod(shape[a] for a in ("data",))
   if spread > 1 and states > 0.1 * memory["hbm"]:
     saved = states * (1 - 1 / spread)

@@ -45,17 +45,22 @@ def make_mesh(config: ConfigDict, topology: Topology, workload: str = "train") -
   return sharding.make_mesh(**axes, devices=topology.devices)
 
 
-def make_plan(config: ConfigDict, topology: Topology, workload: str = "train") -> Plan:
-  """Compiles `workload` of `config` for `topology`.
+def make_plan(
+  config: ConfigDict, topology: Topology, workload: str = "train", quantize: str | None = None
+) -> Plan:
+  """Compiles `workload` of `config` for `topology`; `quantize`: weights to draw with, see int8.py.
 
   Raises:
     ValueError: for a workload, a mesh or a config that cannot be right.
   """
   if workload not in programs.WORKLOADS:
     raise ValueError(f"--workload must be one of {programs.WORKLOADS}, got {workload!r}")
+  if quantize and workload != "generate":
+    raise ValueError(f"{quantize} weights are for --workload=generate, not {workload}")
+  more = dict(quantize=quantize) if workload == "generate" else {}
   with quiet_compiler():
     mesh = make_mesh(config, topology, workload)
-    work = getattr(programs, workload)(config, mesh)
+    work = getattr(programs, workload)(config, mesh, **more)
     try:
       compiled = work.lower(mesh).compile(compiler_options=topology.compiler_options())
     except jax.errors.JaxRuntimeError as error:

@@ -2,7 +2,8 @@
 
 One multiply-add is two operations. Model FLOPs of training are 6 per trained parameter and position
 (4 where the parameter is frozen but gradients pass through, 2 where they do not), for parameters of
-products alone: a looked-up row costs nothing. Causal attention counts half of its square, over
+products alone: a looked-up row costs nothing. Adapters are parameters like others, beside frozen
+ones. Causal attention counts half of its square, over
 whole rows. The depth transformer counts at supervised positions only. Rematerialisation counts
 nothing.
 
@@ -76,6 +77,8 @@ def lm_step(
   slots: float,
   supervised: float,
   freeze: Iterable[str] = (),
+  rank: int = 0,
+  targets: Iterable[str] = (),
 ) -> dict[str, float]:
   """Model FLOPs of one optimisation step over packed rows, on all devices together.
 
@@ -86,9 +89,11 @@ def lm_step(
     slots: visual positions of a row that the projector reads.
     supervised: visual positions of a row that the depth transformer predicts.
     freeze: path prefixes whose parameters do not learn.
+    rank: of adapters, which learn in place of every parameter; 0: there are none.
+    targets: path prefixes of the parts that have adapters, counted as whole parts.
 
   Returns:
-    {"llm", "attention", "head", "projector", "depth", "total"}.
+    {"llm", "attention", "head", "projector", "depth", ["adapters"], "total"}.
   """
   row = llm_forward(model.llm, length)
   row |= {
@@ -96,15 +101,41 @@ def lm_step(
     "depth": depth_forward(model, supervised),
   }
   still = {prefix.strip("/").split("/")[0] for prefix in freeze if "/" not in prefix.strip("/")}
-  early = "projector" not in still or "llm" not in still  # gradients pass down into the stack
+  learns = {"projector", "llm", "depth"} - still
+  if rank:
+    learns = {prefix.strip("/").split("/")[0] for prefix in targets}
+  early = bool(learns & {"projector", "llm"})  # gradients pass down into the stack
+  passed = {"projector": "projector" in learns, "llm": early, "depth": early or "depth" in learns}
   factors = {
-    "projector": 2 if "projector" in still else 6,
-    "llm": 6 if "llm" not in still else 4 if early else 2,
-    "depth": 6 if "depth" not in still else 4 if early else 2,
+    part: 6 if part in learns and not rank else 4 if passed[part] else 2 for part in passed
   }
   factors |= {"attention": 6 if early else 2, "head": factors["llm"]}
   parts = {name: rows * value * factors[name] / 2 for name, value in row.items()}
+  if rank:
+    adapters = adapters_forward(model, rank, length, slots, supervised)
+    parts["adapters"] = 3 * rows * sum(v for part, v in adapters.items() if part in learns)
   return parts | {"total": sum(parts.values())}
+
+
+def adapters_forward(
+  model: VilaUConfig, rank: int, length: float, slots: float, supervised: float
+) -> dict[str, float]:
+  """One row through the adapters of all projections, by part; see lora.py. A projection of I
+  inputs and O features has rank * (I + O) parameters more."""
+  c, d, codes = model.llm, model.depth, model.tower.quantizer
+  code, layers = codes.width * codes.fold**2, PROJECTOR_LAYERS[model.projector]
+  attention = 2 * (c.width + c.heads * c.head_dim) + 2 * (c.width + c.kv_heads * c.head_dim)
+  sides = {
+    "llm": length * c.depth * (attention + 3 * (c.width + c.hidden)),
+    "projector": slots * (code + (2 * layers - 1) * c.width if layers else 0),
+    "depth": supervised
+    * (
+      codes.depth * d.depth * (8 * d.width + 2 * (d.width + d.hidden))
+      + (c.width + d.width)
+      + (codes.depth - 1) * (code + d.width)
+    ),
+  }
+  return {part: 2.0 * rank * value for part, value in sides.items()}
 
 
 def tower_step(config: ConfigDict, tower: TowerConfig) -> dict[str, float]:

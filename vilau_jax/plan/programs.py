@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
-from vilau_jax.generate import engine, sampling, vision
+from vilau_jax.generate import engine, int8, sampling, vision
 from vilau_jax.generate.cache import State, bucket
 from vilau_jax.models import llama, vilau
 from vilau_jax.models.tower import Tower
@@ -75,24 +75,19 @@ def _plain(leaf: Any) -> bool:
 
 
 def train(config: ConfigDict, mesh: Mesh) -> Work:
-  """One optimisation step, as train/loop.py runs it.
-
-  Raises:
-    ValueError: for adapters beside a quantised base, whose memory would be counted as whole.
-  """
-  if config.lora.rank and config.lora.base:
-    raise ValueError(
-      f"config.lora.base is {config.lora.base!r}: plans do not know quantised bases yet; "
-      "--config.lora.base= plans the step with whole weights"
-    )
+  """One optimisation step, as train/loop.py runs it."""
   model = step.planned_model(config)
   stage = step.make_stage(config, model)
   state, frozen, batch, key = step.abstract_arguments(config, model, stage, mesh)
+  frozen = stage.compressed(frozen)
   weights = {"trained": state.params, "frozen": frozen, "collections": state.collections}
   work, tokens, images = counted(config, model)
   # Weights are read forward and backward in the compute dtype, and once with their gradient and
-  # moments, of which all but the gradient are written again.
-  whole = sum(leaf.size for leaf in jax.tree.leaves(state.params)) * jnp.dtype(model.dtype).itemsize
+  # moments, of which all but the gradient are written again. Adapters stand beside all others.
+  read = (state.params, frozen["params"]) if config.lora.rank else state.params
+  whole = sum(leaf.size for leaf in jax.tree.leaves(read)) * jnp.dtype(model.dtype).itemsize
+  if config.lora.base:
+    whole = sum(device_bytes(part) for part in (state.params, frozen["params"]))
   updates = 2 * device_bytes(state.opt) + 3 * device_bytes(state.params)
   return Work(
     "train", step.compiled_step(stage, state), (state, frozen, batch, key), {}, weights, state.opt,
@@ -110,7 +105,7 @@ def counted(config: ConfigDict, model: VilaUConfig) -> tuple[dict[str, float], f
   row = config.data.row
   work = flops.lm_step(
     model, rows=rows, length=row.length, slots=row.slots, supervised=row.targets,
-    freeze=config.optim.freeze,
+    freeze=config.optim.freeze, rank=config.lora.rank, targets=config.lora.targets,
   )  # fmt: skip
   return work, rows * row.length, rows * row.slots / model.tower.image_tokens
 
@@ -152,9 +147,10 @@ def tokenize(config: ConfigDict, mesh: Mesh, batch: int = 64) -> Work:
   )  # fmt: skip
 
 
-def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1) -> Work:
+def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | None = None) -> Work:
   """A row of the grid of `outputs` drawings with guidance, as generate/engine.py runs it; weights
-  are shared out over the mesh's tensor and fsdp axes by THE table."""
+  are shared out over the mesh's tensor and fsdp axes by THE table. `quantize`: see int8.py."""
+  int8.check(quantize)
   model = dataclasses.replace(VilaUConfig.from_preset(**config.model.to_dict()), remat="none")
   dtype, steps = jnp.dtype(model.dtype), model.tower.grid
   boxed = vilau.abstract_variables(model)
@@ -164,6 +160,9 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1) -> Work:
     sharding.state_shardings(params, mesh),
   )  # fmt: skip
   params = _taken_apart(params)
+  if quantize:
+    parts = jax.eval_shape(int8.quantize_params, params)
+    params = jax.tree.map(_leaf_like, parts, sharding.of_parts(params, parts))
   whole = NamedSharding(mesh, PartitionSpec())
   book = step.unboxed(boxed["quantizer"]["codebook"])
   book = _leaf(book.shape, jnp.float32, whole)
@@ -243,6 +242,10 @@ def _taken_apart(params: Any) -> Any:
     return _leaf(leaf.shape, leaf.dtype, NamedSharding(node.sharding.mesh, spec))
 
   return jax.tree_util.tree_map_with_path(where, apart)
+
+
+def _leaf_like(like: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+  return _leaf(like.shape, like.dtype, where)
 
 
 def _leaf(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:

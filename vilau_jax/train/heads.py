@@ -35,12 +35,12 @@ def nll(head: Head, wanted: jax.Array, block: int) -> tuple[jax.Array, jax.Array
   pieces = _pieces(entries // shards, block)
   if pieces == 1:
     return losses.nll(head.logits(), wanted)
-  # Gathered once, not in every turn of the loops.
-  kernel = _split(sharding.constrain(head.kernel, None, "act_vocab"), shards)
+  kernel = _split(head.kernel, shards, "embed")
   bias = jnp.zeros(entries) if head.bias is None else head.bias.astype(jnp.float32)
   bias = _split(jnp.where(jnp.arange(entries) < head.size, bias, _NEVER), shards)
   size = entries // shards // pieces
-  loss, correct = _nll(size, head.x.reshape(-1, width), kernel, bias, wanted.reshape(-1))
+  x = sharding.constrain(head.x.reshape(-1, width), "batch", None)
+  loss, correct = _nll(size, x, kernel, bias, wanted.reshape(-1))
   return loss.reshape(wanted.shape), correct.reshape(wanted.shape)
 
 
@@ -57,10 +57,22 @@ def _pieces(entries: int, block: int) -> int:
   return next(j for j in range(fewest, entries + 1) if entries % j == 0)
 
 
-def _split(x: jax.Array, shards: int) -> jax.Array:
-  """[..., E] -> [..., S, F], without moving anything; a shard stays on its device."""
+def _split(x: jax.Array, shards: int, *names: str) -> jax.Array:
+  """[..., E] -> [..., S, F], without moving anything; a shard stays on its device. `names`: of the
+  other axes."""
   x = x.reshape(*x.shape[:-1], shards, -1)
-  return sharding.constrain(x, *[None] * (x.ndim - 2), "act_vocab", None)
+  return sharding.constrain(x, *names, "act_vocab", None)
+
+
+def _gathered(kernel: jax.Array) -> jax.Array:
+  """[D, S, F] with all of D: once, not in every turn of a loop. Outside of the function whose
+  gradient this is, it would gather the gradient as well."""
+  return sharding.constrain(kernel, None, "act_vocab", None)
+
+
+def _zeros(like: jax.Array, *names: str | None) -> jax.Array:
+  """Where a loop begins to add, laid out by name: nothing else would say where the sums lie."""
+  return sharding.constrain(jnp.zeros(like.shape, jnp.float32), *names)
 
 
 def _block(x: jax.Array, number: jax.Array, size: int) -> jax.Array:
@@ -91,7 +103,8 @@ def _nll(size, x, kernel, bias, wanted):
 
 
 def _forward(size, x, kernel, bias, wanted):
-  beyond = math.prod(kernel.shape[1:])
+  beyond, kept = math.prod(kernel.shape[1:]), kernel
+  kernel = _gathered(kernel)
 
   def turn(number: jax.Array, carry: Any) -> Any:
     top, total, chosen, best = carry
@@ -106,30 +119,34 @@ def _forward(size, x, kernel, bias, wanted):
     best = jnp.where((high > top) | ((high == top) & (first < best)), first, best)
     return new, total, chosen, best
 
-  nothing = jnp.zeros(wanted.shape)
-  carry = (nothing - jnp.inf, nothing, nothing, jnp.full(wanted.shape, beyond, jnp.int32))
+  nothing = _zeros(wanted, "batch")
+  none = sharding.constrain(jnp.full(wanted.shape, beyond, jnp.int32), "batch")
+  carry = (nothing - jnp.inf, nothing, nothing, none)
   top, total, chosen, best = jax.lax.fori_loop(0, kernel.shape[2] // size, turn, carry)
   norm = top + jnp.log(total)
-  return (norm - chosen, best == wanted), (x, kernel, bias, wanted, norm)
+  return (norm - chosen, best == wanted), (x, kept, bias, wanted, norm)
 
 
 def _backward(size, kept, grads):
   x, kernel, bias, wanted, norm = kept
+  whole = _gathered(kernel)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
   def turn(number: jax.Array, carry: Any) -> Any:
     grad_x, grad_kernel, grad_bias = carry
-    weights = _block(kernel, number, size)
+    weights = _block(whole, number, size)
     likely = jnp.exp(_logits(x, weights, _block(bias, number, size)) - norm[:, None, None])
     hit = _ids(kernel, number, size) == wanted[:, None, None]
     slope = grads[0][:, None, None] * (likely - hit)
     grad_bias = _put(grad_bias, slope.sum(0), number, size)
     slope = slope.astype(x.dtype)
     grad_x += product("nse,dse->nd", slope, weights)
-    grad_kernel = _put(grad_kernel, product("nd,nse->dse", x, slope), number, size)
+    part = sharding.constrain(product("nd,nse->dse", x, slope), "embed", "act_vocab", None)
+    grad_kernel = _put(grad_kernel, part, number, size)
     return grad_x, grad_kernel, grad_bias
 
-  carry = (jnp.zeros(x.shape), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+  empty = sharding.constrain(jnp.zeros_like(kernel), "embed", "act_vocab", None)
+  carry = (_zeros(x, "batch", None), empty, jnp.zeros_like(bias))
   grad_x, grad_kernel, grad_bias = jax.lax.fori_loop(0, kernel.shape[2] // size, turn, carry)
   return grad_x.astype(x.dtype), grad_kernel, grad_bias, None
 

@@ -135,7 +135,8 @@ class LmStage:
     if self.config.lora.rank:
       trained = lora.cast(trained, self.model.dtype)
     variables = {"params": optim.merge(trained, frozen["params"])}
-    codebook = jax.lax.stop_gradient(frozen["quantizer"]["codebook"])
+    # Whole on every device: if its width were sharded, so would be looked-up codes, and not rows.
+    codebook = quantizer.whole_rows(jax.lax.stop_gradient(frozen["quantizer"]["codebook"]))
     batch = {k: sharding.constrain(v, "batch", *[None] * (v.ndim - 1)) for k, v in batch.items()}
     codes = batch["codes"].astype(jnp.int32)
 

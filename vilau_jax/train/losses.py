@@ -7,12 +7,12 @@ R residual depth, E codebook entries, S image side.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vilau_jax import sharding
+from vilau_jax.train import chunks
 
 
 def pixel(image: jax.Array, target: jax.Array, *, mse: float = 1.0, l1: float = 0.0) -> jax.Array:
@@ -205,7 +205,7 @@ def text_cross_entropy(
   index, valid = supervised_first(target >= 0, target.shape[1])
   state = jnp.take_along_axis(hidden, index[..., None], 1)
   wanted = jnp.take_along_axis(target, index, 1)
-  return _by_chunks(sums, chunk, valid, state, jnp.maximum(wanted, 0))
+  return chunks.total(sums, chunk, valid, state, jnp.maximum(wanted, 0))
 
 
 def code_cross_entropy(
@@ -253,7 +253,7 @@ def code_cross_entropy(
   before = jnp.maximum(jnp.take_along_axis(visual_position, index, 1) - 1, 0)
   state = jnp.take_along_axis(hidden, before[..., None], 1)
   wanted = jnp.take_along_axis(codes, index[..., None], 1)
-  return _by_chunks(sums, chunk, valid, state, wanted)
+  return chunks.total(sums, chunk, valid, state, wanted)
 
 
 def nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -262,32 +262,3 @@ def nll(logits: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, wanted[..., None], -1)[..., 0]
   return jax.nn.logsumexp(logits, -1) - chosen, jnp.argmax(logits, -1) == wanted
-
-
-def _by_chunks(
-  sums: Callable[..., dict[str, Any]], chunk: int, valid: jax.Array, *arrays: jax.Array
-) -> dict[str, Any]:
-  """Adds sums(*pieces, valid piece, number) over pieces of axis 1; logits are recomputed in the
-  backward pass, so that one piece's are alive at a time."""
-  length = valid.shape[1]
-  if length <= chunk:
-    return sums(*arrays, valid, 0)
-  pieces = -(-length // chunk)
-  width = [(0, 0), (0, pieces * chunk - length)]
-
-  def split(x):
-    padded = jnp.pad(x, width + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(padded.reshape(x.shape[0], pieces, chunk, *x.shape[2:]), 1, 0)
-
-  split_up = (*(split(a) for a in arrays), split(valid), jnp.arange(pieces))
-  work = jax.checkpoint(sums)
-  zero = jax.tree.map(
-    lambda a: jnp.zeros(a.shape, a.dtype),
-    jax.eval_shape(sums, *jax.tree.map(lambda a: a[0], split_up)),
-  )
-
-  def add(total, piece):
-    part = jax.lax.cond(jnp.any(piece[-2]), lambda: work(*piece), lambda: zero)
-    return jax.tree.map(jnp.add, total, part), None
-
-  return jax.lax.scan(add, zero, split_up)[0]
