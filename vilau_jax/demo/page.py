@@ -13,6 +13,9 @@ from vilau_jax.demo.studio import Shown, Studio
 from vilau_jax.demo.tickets import Tickets
 
 KEEP_SECONDS = 3600  # files of visitors
+# Visitors whose conversations are kept: an eighth of a MiB each. Beyond, whoever was silent longest
+# begins a new one.
+VISITORS = 200
 STYLE = """
 .block.status {min-height: 2.6em; padding: 0 !important}
 #talk img {max-height: 110px; width: auto}
@@ -56,7 +59,8 @@ def launch(
   return page.launch(
     server_name=host, server_port=port or None, share=False, footer_links=[], run_history=False,
     max_file_size=int(studio.limits.megabytes * 1e6), theme=gr.themes.Default(**THEME), css=STYLE,
-    ssr_mode=False, enable_monitoring=False, prevent_thread_lock=not block, quiet=not block,
+    ssr_mode=False, enable_monitoring=False, state_session_capacity=VISITORS,
+    prevent_thread_lock=not block, quiet=not block,
   )  # fmt: skip
 
 
