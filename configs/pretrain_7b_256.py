@@ -7,6 +7,10 @@ vilau train --config=configs/pretrain_7b_256.py --workdir=gs://BUCKET/pretrain_7
 256 TPU v5e chips (v5e:16x16), parameters and optimizer state shared by all of them. About 23.2 M
 samples, one epoch.
 
+Planned by `vilau plan`:
+  v5e:16x16: 5.94 of 16.00 GiB a device, FLOPs 1.30 x the model's, a step takes at least 2.82 s
+    (compute), MFU at most 77 %
+
 Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
 cosine to 0, no weight decay, linear RoPE scaling 2 over 4096 positions; mixture weights are the
 sizes of the data sets. Their global_bs=512 is divided by nodes but used per GPU, so the effective

@@ -7,6 +7,10 @@ vilau train --config=configs/pretrain_7b_384.py --workdir=gs://BUCKET/pretrain_7
 128 TPU v5p chips (v5p:4x4x8) or 64 H100 (h100:8x8). About 23.2 M samples, one epoch. The depth
 transformer, 16 tokens a drawn position, costs more than the language model.
 
+Planned by `vilau plan`:
+  h100:8x8: 30.61 of 79.14 GiB a device, FLOPs 1.21 x the model's, a step takes at least 3.28 s
+    (compute), MFU at most 82 %
+
 Where the numbers come from: as in pretrain_7b_256.py. A drawn picture takes 729 positions and a
 video 5832, so rows are of 8192 positions (the released scripts' length) and half as many. At most
 128 devices share the parameters: more do not divide the code width of 1152.

@@ -9,7 +9,11 @@ in tiles of 64; they are read whole when the run starts, which takes 29 GB for a
 writes what was trained against: the rounded projections plus the adapters.
 
 Run on an H200 with random weights and rows (`vilau bench --config=configs/qlora_7b_gpu.py`): at
-most 48.7 GiB, 5.7 s a step, 5,800 tokens/s. `vilau plan` does not know quantised bases yet.
+most 48.7 GiB while it started and ran, 5.7 s a step, 5,800 tokens/s. The plan is of the step alone.
+
+Planned by `vilau plan`:
+  h100:1x1: 13.90 of 79.14 GiB a device, FLOPs 1.35 x the model's, a step takes at least 2.14 s
+    (memory), MFU at most 52 %
 
 Where the numbers come from: QLoRA's paper (NF4, tiles of 64, 2e-4), else lora_7b_v5e8.py.
 """

@@ -70,8 +70,8 @@ def compiled_bytes(entries, mesh, chunk=1024):
   c.model.remat = "nothing_saveable"
   model = experiments.VilaUConfig.from_preset(**c.model.to_dict())
   stage = LmStage(c, model)
+  boxed = jax.eval_shape(stage.init, jax.random.key(0))  # a key is made on a device that is there
   with jax.set_mesh(mesh):
-    boxed = jax.eval_shape(stage.init, jax.random.key(0))
     placed = sharding.state_shardings(boxed, mesh)
     box = nn.LogicallyPartitioned
     plain = jax.tree.map(

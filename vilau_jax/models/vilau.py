@@ -99,7 +99,9 @@ class VilaU(nn.Module):
           c.tower.image_tokens, c.video_frames, c.llm.width, **fields
         )
     if c.depth is not None and c.llm is not None and c.tower is not None:
-      self.depth = DepthTransformer(c.depth, c.tower.quantizer, remat=c.remat, **fields)
+      # Without c.remat: training runs it on one piece of a row's slots at a time and computes the
+      # piece again in the backward pass, so its layers would be computed a third time.
+      self.depth = DepthTransformer(c.depth, c.tower.quantizer, **fields)
 
   def embed_codes(
     self,

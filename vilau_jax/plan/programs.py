@@ -4,6 +4,7 @@ Each is the very function that runs, with abstract arguments on a mesh of the ma
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,13 +62,17 @@ def device_bytes(tree: Any) -> float:
   """Bytes of an abstract tree on one device."""
 
   def one(leaf):
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    size = 1
-    for n in shape:
-      size *= n
-    return size * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize if _plain(leaf) else 8
+    size = math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return size * _width(leaf.dtype) if _plain(leaf) else 8
 
   return float(sum(one(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _width(dtype: Any) -> float:
+  """Bytes of an element; two of four bits share one."""
+  dtype = jax.dtypes.canonicalize_dtype(dtype)
+  whole = jnp.issubdtype(dtype, jnp.integer)
+  return jnp.iinfo(dtype).bits / 8 if whole else dtype.itemsize
 
 
 def _plain(leaf: Any) -> bool:
