@@ -82,17 +82,18 @@ def test_video_codes_are_exact():
 
 def test_a_chunk_of_many_positions_equals_single_steps():
   data = golden_lm.load("09_generate_image_two")
-  model, seen = engine(), []
+  model = engine()
   wish = sampling.Sampling(temperature=0.8, top_k=20, top_p=0.9, cfg_scale=2.0)
   ids, mask = data["input_ids"], data["attention_mask"]
   prompts = [golden_model.prompt(ids[i], mask[i]) for i in range(3)]
-  run = lambda **k: image.generate_codes(model, prompts[:2], prompts[2], wish, [5, 6], **k)  # noqa: E731
-  single = run(on_progress=seen.append)
+  given = (model, prompts[:2], prompts[2], wish, [5, 6])
+  seen = list(image.stream_codes(*given))
+  single = image.finished(iter(seen))
   assert [p.done for p in seen] == [4, 8, 12, 16] and seen[-1].total == 16
   np.testing.assert_array_equal(seen[1].codes, single[:, :8])
   before, model.steps_at_once = model.steps_at_once, 4
   try:
-    np.testing.assert_array_equal(run(), single)
+    np.testing.assert_array_equal(image.generate_codes(*given), single)
   finally:
     model.steps_at_once = before
 
