@@ -178,9 +178,13 @@ def measure(model: pathlib.Path, log: pathlib.Path, options) -> tuple[dict[str, 
 
 
 def _figures(load: Load, rss: list[float], last: float, wrong: list[str]):
-  polite = ("answered", "refused", "cancelled", "left")
+  polite = {"answered", "refused", "left"}
   kinds = collections.Counter((kind, a.how) for kind, a in load.answers)
-  wrong += [f"{n} times {kind}: {how}" for (kind, how), n in kinds.items() if how not in polite]
+  wrong += [
+    f"{n} times {kind}: {how}"
+    for (kind, how), n in kinds.items()
+    if how not in polite and (kind, how) != ("cancel", "cancelled")  # nobody else wished that
+  ]
   wrong += [f"{n} times {error}" for error, n in collections.Counter(load.errors).items()]
   waits = [a.ended - a.joined for _, a in load.answers if a.how == "answered"]
   third = max(len(rss) // 3, 1)

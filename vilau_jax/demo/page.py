@@ -13,9 +13,10 @@ from vilau_jax.demo.studio import Shown, Studio
 from vilau_jax.demo.tickets import Tickets
 
 KEEP_SECONDS = 3600  # files of visitors
-# Visitors whose conversations are kept: an eighth of a MiB each. Beyond, whoever was silent longest
-# begins a new one.
-VISITORS = 200
+# Visitors whose conversations, and places in the queue, are kept: an eighth of a MiB each. Beyond,
+# whoever was silent longest is forgotten, so there must be room for all who are turned away while
+# one waits.
+VISITORS = 2000
 STYLE = """
 .block.status {min-height: 2.6em; padding: 0 !important}
 #talk img {max-height: 110px; width: auto}
