@@ -118,12 +118,19 @@ def run(argv: list[str]) -> int:
 def main() -> None:
   try:
     code = run(sys.argv[1:])
-  except Exception:
+  except Exception as error:
     traceback.print_exc()
-    code = 1
+    code = 130 if _interrupted(error) else 1
   if code:
     _leave(code)
   sys.exit(code)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+  """Whether an error came of clearing up after Ctrl-C."""
+  while error is not None and not isinstance(error, KeyboardInterrupt):
+    error = error.__context__
+  return error is not None
 
 
 def _leave(code: int) -> None:
@@ -133,7 +140,8 @@ def _leave(code: int) -> None:
   others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
   for thread in others:
     thread.join(max(0.0, until - time.monotonic()))
-  if any(thread.is_alive() for thread in others):
+  # After Ctrl-C at once: threads in C++ that still work would abort an interpreter that is closing.
+  if code == 130 or any(thread.is_alive() for thread in others):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
