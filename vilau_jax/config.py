@@ -182,6 +182,8 @@ class LlamaConfig:
     rope_scaling: linear factor by which positions are divided.
     max_positions: positions the weights were trained for, before scaling; a row in generation may
       have max_positions * rope_scaling of them.
+    unroll: train without a loop over the blocks, for few and small ones: on a CPU the loop puts
+      aside what the backward pass reads, a tenth of a step; a large model would compile for hours.
   """
 
   vocab_size: int = 32_004
@@ -197,6 +199,7 @@ class LlamaConfig:
   eps: float = 1e-5
   tied: bool = False
   attention: str = "auto"
+  unroll: bool = False
 
   @property
   def head_dim(self) -> int:

@@ -67,7 +67,9 @@ def _presets() -> dict[str, VilaUConfig]:
   quickstart = VilaUConfig(
     name="quickstart",
     tower=quickstart_tower,
-    llm=LlamaConfig(0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024),
+    llm=LlamaConfig(
+      0, width=160, hidden=384, depth=4, heads=5, kv_heads=5, max_positions=1024, unroll=True
+    ),
     depth=DepthConfig(width=128, hidden=512, depth=2, heads=4, dropout=0.0, unroll=True),
     video_frames=4,
     system_prompt="",

@@ -187,12 +187,13 @@ def test_scan_equals_a_loop_over_sliced_parameters():
       layer = {"params": jax.tree.map(lambda a, i=i: a[i], params["layers"])}
       loop, _ = LlamaBlock(ODD).apply(layer, loop, *tables, mask)
     loop = model.apply({"params": params}, loop, method=lambda m, y: m.norm(y))
-    remat = Llama(ODD, remat="nothing_saveable")
-    return loop, *(m.apply({"params": params}, x, positions, mask) for m in (model, remat))
+    unrolled = Llama(dataclasses.replace(ODD, unroll=True))
+    forms = model, Llama(ODD, remat="nothing_saveable"), unrolled
+    return loop, *(m.apply({"params": params}, x, positions, mask) for m in forms)
 
-  want, scanned, remat = run(odd(), tokens)
-  close(scanned, want)
-  close(remat, want)
+  want, *forms = run(odd(), tokens)
+  for got in forms:
+    close(got, want)
 
 
 @pytest.mark.parametrize("pad", [(0, 0), (0, 4)])

@@ -42,6 +42,7 @@ def command(config, workdir, *more):
     (["--config={q}", "--workdir={w}", "--distributed=here"], "HOST:PORT,INDEX,COUNT"),
     (["--config={q}", "--workdir={w}", "--config.data.root=/nowhere"], "no records at /nowhere"),
     (["--config={q}", "--workdir={w}", "--config.model.preset=quikstart"], "did you mean 'quickst"),
+    (["--config={q}", "--workdir={w}", "--config.data.mixture=('a','b')"], "lacks path, weight"),
     (["again", "--config={q}", "--workdir={w}"], "unexpected"),
     (["--config={q}", "--workdir={w}", "--config.guard.hang_aftr=1"], 'Did you mean "hang_after"'),
   ],

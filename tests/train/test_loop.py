@@ -245,6 +245,9 @@ def test_codes_of_another_tower_or_none_are_refused(root, lm_run, tmp_path):
   config.data.mixture = (dict(path="code", form="t2i", weight=1.0),)
   with pytest.raises(ValueError, match=r"no records at .*code \(did you mean 'codes'\?\)"):
     train(config, tmp_path / "run3")
+  config.data.mixture = (dict(path="codes", weight=1.0),)
+  with pytest.raises(ValueError, match="lacks form"):
+    train(config, tmp_path / "run4")
 
 
 def test_an_lm_run_needs_its_tower(lm_run, tower_run, tmp_path):

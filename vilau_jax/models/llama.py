@@ -191,7 +191,10 @@ class Llama(nn.Module):
     args = (*rotary(positions, c.head_dim, c.rope_theta, c.rope_scaling), mask)
     if caches is None:
       args = (*args, None, None, segment_ids)
-      return scan_blocks(LlamaBlock, fields, c.depth, x, *args, remat=self.remat), None
+      unroll = c.depth if c.unroll else 1
+      return scan_blocks(
+        LlamaBlock, fields, c.depth, x, *args, remat=self.remat, unroll=unroll
+      ), None
     return unroll_blocks(LlamaBlock, fields, x, *args, caches=caches, index=index)
 
 

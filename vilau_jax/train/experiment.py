@@ -174,13 +174,21 @@ def data_of(config: ConfigDict) -> dict[str, Any]:
   """config.data with the mixture's paths below data.codes (stage "lm", where given) or data.root.
 
   Raises:
-    ValueError: for an empty mixture or a directory that is not there.
+    ValueError: for an empty mixture, an entry without its keys or a directory that is not there.
   """
   data = config.data.to_dict()
   root = data.get("codes") or data["root"]
+  keys = ("path", "weight") if config.stage == "tower" else ("path", "weight", "form")
+  if not data["mixture"]:
+    raise ValueError(f"data.mixture is empty: it needs entries with {', '.join(keys)}")
+  for entry in data["mixture"]:
+    lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+    if lacking:
+      raise ValueError(
+        f"data.mixture: {entry!r} lacks {', '.join(lacking)}; every entry is a dict with "
+        f"{', '.join(keys)}, written in the config file (a flag cannot give one)"
+      )
   mixture = [dict(entry, path=os.path.join(root, entry["path"])) for entry in data["mixture"]]
-  if not mixture:
-    raise ValueError("data.mixture is empty: it needs dict(path=.., weight=.., form=..) entries")
   for entry in mixture:
     if not epath.Path(entry["path"]).exists():
       parent = epath.Path(entry["path"]).parent
@@ -351,7 +359,7 @@ def _differing(loaded: VilaUConfig, preset: VilaUConfig) -> list[str]:
 
 
 _NO_SIZES = ("llm.attention", "llm.vocab_multiple", "llm.rope_scaling", "llm.max_positions",
-             "depth.dropout", "depth.unroll")  # fmt: skip
+             "llm.unroll", "depth.dropout", "depth.unroll")  # fmt: skip
 
 
 def _measured_scale(experiment: Experiment) -> float:
