@@ -2,7 +2,7 @@ r"""Quickstart, stage 3: a short fine-tuning on questions and drawings, tables o
 
 vilau train --config=configs/quickstart_finetune.py --workdir=runs/quickstart/finetune
 
-Two CPU cores, less than a minute. Starts from runs/quickstart/lm with a small learning rate; shows
+Two CPU cores, about a minute. Starts from runs/quickstart/lm with a smaller learning rate; shows
 how parts are frozen by path. Arguments: "smoke", "long".
 """
 
@@ -17,12 +17,13 @@ def get_config(arg=""):
   c.init_from = dict(whole=c.get_ref("runs") + "/lm")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 40, "smoke": 8, "long": 300})
-  c.batch_size = 12
+  c.steps = defaults.pick(arg, {"": 150, "smoke": 8, "long": 450})
+  c.batch_size = 8
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
-  c.optim.update(dict(peak_lr=2e-4, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))
+  c.optim.update(dict(peak_lr=1.5e-3, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))
+  c.optim.muon = True
   c.optim.freeze = ("llm/embed_tokens", "llm/lm_head")
-  c.loss.text = 1.5  # answers are few tokens, and most of them are learned early
+  c.loss.text = 2.0
   c.loss.code_depth_weights = (1.5, 1.2, 0.8, 0.5)
   c.data.mixture = (  # weight: share of samples
     dict(path=SCENES, form="t2i", weight=0.5),
