@@ -98,6 +98,16 @@ def test_the_other_programs_compile(name, workload):
 
 
 @pytest.mark.nightly
+@needs["h100:1x4"]
+def test_drawing_on_a_gpu_copies_no_weights():
+  c = lm_config()
+  shapes = dict(llm=dict(depth=2, vocab_size=512), depth=dict(depth=1))
+  c.model = dict(preset="vilau_1b3_256", dtype="bfloat16", remat="none", **shapes)
+  plan = compiling.make_plan(c, topology.parse("h100:1x1"), "generate")
+  assert 1 <= plan.result["bytes_per_device"]["ratio"] < 1.1
+
+
+@pytest.mark.nightly
 @needs_tpu
 def test_a_batch_that_does_not_fit_says_by_how_much_and_what_helps():
   plan = compiling.make_plan(lm_config(batch_size=2**19), topology.parse("v5e:2x2"))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from vilau_jax import sharding
 
 FEW = 2  # rows up to which a CPU takes one after the other
+_READING = 128  # rows up to which a GPU's time is that of reading the weights
 _OUT = ("o_proj", "out")  # modules whose kernels [H, C, D] are contracted over two axes
 
 
@@ -72,7 +73,7 @@ def product(
   """
   features, result = w.shape[contracted:], result or dtype
   inner, leading = math.prod(w.shape[:contracted]), x.shape[:-contracted]
-  x = x.astype(dtype)
+  x, w = _apart(x.astype(dtype), w, math.prod(leading))
   plain = not isinstance(w, Transposed) and not hasattr(w, "qvalue")
   if plain and not 1 < math.prod(leading) <= FEW:
     if _one_cpu():
@@ -93,6 +94,14 @@ def product(
   else:
     y = (_matmul(rows, w, jnp.float32) * scale).astype(result)
   return y.reshape(*leading, *features)
+
+
+def _apart(x: jax.Array, w: Any, rows: int) -> tuple[jax.Array, Any]:
+  """Hides from XLA's GPU backend that several weights multiply the same few rows: it would put the
+  weights side by side for one product, and copy them so at every position that is decoded."""
+  few = rows <= _READING and sharding.platform() in ("cuda", "gpu", "rocm")
+  # A barrier of the rows alone would be found equal to the other weights' barriers.
+  return jax.lax.optimization_barrier((x, w)) if few else (x, w)
 
 
 def _one_cpu() -> bool:
