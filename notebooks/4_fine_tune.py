@@ -124,7 +124,7 @@ config.model.preset = model.config.name
 config.data.mixture = (dict(path=str(WORK / "codes"), form="t2i", weight=1.0),)
 config.lora = dict(rank=RANK, alpha=2.0 * RANK, targets=("llm", "projector", "depth"), base="")
 config.optim.freeze = ()
-config.optim.peak_lr = 5e-3  # ten times that of all weights
+config.optim.peak_lr = 5e-3  # more than whole weights bear: adapters begin at zero
 config.log.every = max(1, STEPS // 8)
 logging.set_verbosity(logging.ERROR)
 result = train(ConfigDict(config.copy_and_resolve_references()).lock(), WORK / "tuned")
