@@ -13,6 +13,7 @@ Planned by `vilau plan`:
 Drawing one picture with guidance (--workload=generate), all limited by memory:
   v6e:1x1: 16.85 of 32.00 GiB, at least 11.0 ms a position
   h100:1x1: 13.49 of 79.14 GiB, at least 5.3 ms a position
+  v5e:1x1, --int8: 7.31 of 16.00 GiB, at least 10.9 ms a position
   v5e:2x4: 2.27 of 16.00 GiB a device, at least 2.4 ms a position
 
 Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
