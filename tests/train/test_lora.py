@@ -118,7 +118,7 @@ def test_a_run_with_adapters_resumes_and_merges(tmp_path):
     c = experiments.lm_run(tmp_path, tmp_path / "tower", identity)
     c.init_from = dict(whole=str(tmp_path / "base"))
     c.data.tokenizer_size = 0
-    c.steps = steps
+    c.steps, c.optim.end_lr_fraction = steps, 1.0  # a rate that does not depend on the length
     c.lora.update(dict(rank=2, targets=TARGETS))
     return loop.train(c, tmp_path / name, devices=device)
 
