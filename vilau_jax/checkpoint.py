@@ -290,7 +290,7 @@ class _StreamedHandler(ocp.type_handlers.NumpyHandler):
 
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
-    self._error: Exception | None = None
+    self._error: BaseException | None = None
     self._stopped, self._writing = False, threading.Lock()
 
   def stop(self) -> None:
@@ -305,7 +305,7 @@ class _StreamedHandler(ocp.type_handlers.NumpyHandler):
       try:
         if self._error is None:
           self._write(value, tspec, ts_context)
-      except Exception as error:
+      except BaseException as error:  # Ctrl-C too, which orbax's event loops do not always pass on
         self._error = error
 
   def _write(self, value: Streamed, tspec: dict[str, Any], ts_context: Any) -> None:

@@ -83,20 +83,26 @@ def main(argv: list[str]) -> int:
 
 def _convert(action: str, argv: list[str], given: dict[str, str]):
   from vilau_jax import convert
+  from vilau_jax.cli.interrupts import Interrupts
   from vilau_jax.cli.progress import Bar
 
-  with Bar("tensors") as bar:
+  with Interrupts() as interrupts, Bar("tensors") as bar:
+
+    def seen(done: int, total: int) -> None:
+      bar.update(done, total)
+      interrupts.check()
+
     if action == "import":
       return convert.import_checkpoint(
-        argv[1], given["source"], given["output"], tower_tokenizer=_TEXTS.value, progress=bar.update
+        argv[1], given["source"], given["output"], tower_tokenizer=_TEXTS.value, progress=seen
       )
     elif action == "export":
       return convert.export_checkpoint(
         argv[1], given["model"], given["output"], shard_bytes=int(_SHARD.value * 1e9),
-        progress=bar.update,
+        progress=seen,
       )  # fmt: skip
     else:
-      return convert.verify(given["model"], given["source"], progress=bar.update)
+      return convert.verify(given["model"], given["source"], progress=seen)
 
 
 def _merge(model: str, output: str) -> int:
