@@ -198,7 +198,7 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
   began = time.monotonic()
   with lock.only_run(tmp_path):
     pass
-  assert time.monotonic() - began < 1
+  assert time.monotonic() - began < 10  # a foreign lock is watched for 20
 
 
 def test_a_run_on_another_machine_is_known_by_its_beat(tmp_path):
@@ -216,8 +216,9 @@ def test_a_run_on_another_machine_is_known_by_its_beat(tmp_path):
   began = time.monotonic()
   with lock.only_run(tmp_path, beat=0.1, patience=0.4):  # silent: it is dead
     assert time.monotonic() - began >= 0.4
-    time.sleep(0.3)
-    assert json.loads(file.read_text())["beat"] >= 3
+    while json.loads(file.read_text())["beat"] < 3:
+      assert time.monotonic() - began < 30
+      time.sleep(0.05)
   elsewhere(0)
   thread = threading.Thread(target=beating)
   thread.start()
@@ -231,19 +232,19 @@ def test_a_run_on_another_machine_is_known_by_its_beat(tmp_path):
   elsewhere(0)
   file.write_text(json.dumps({"machine": "other", "ended": True}))
   began = time.monotonic()
-  with lock.only_run(tmp_path, beat=0.1, patience=5):  # it ended well: nothing to wait for
-    assert time.monotonic() - began < 1
+  with lock.only_run(tmp_path, beat=0.1, patience=30):  # it ended well: nothing to wait for
+    assert time.monotonic() - began < 15
 
 
 HANGS = """
 import time
 from vilau_jax.train import guard
-dog = guard.Watchdog(0.5)
-for step in range(4):
+dog = guard.Watchdog(2)
+for step in range(12):
   dog.at(f"step {step}")
   time.sleep(0.2)
 dog.pause()
-time.sleep(1)
+time.sleep(2.5)
 dog.at("step 9")
 time.sleep(30)
 """
@@ -257,7 +258,7 @@ def test_a_process_that_hangs_ends_with_a_message():
     env=os.environ | {"PYTHONPATH": path},
   )  # fmt: skip
   assert run.returncode == guard.HUNG and time.monotonic() - began < 25
-  assert "no progress in 0.5 s (step 9" in run.stderr and "Thread" in run.stderr
+  assert "no progress in 2 s (step 9" in run.stderr and "Thread" in run.stderr
 
 
 def test_a_start_that_hangs_ends_with_a_message():
