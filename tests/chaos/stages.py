@@ -26,7 +26,6 @@ class Stage:
     inputs: paths below the root whose shards may go bad.
     faults: the kinds it is disturbed by, see faults.py.
     digest: root -> name -> fingerprint of what must be equal.
-    resumes: False if a killed one is repeated from nothing.
   """
 
   name: str
@@ -35,7 +34,6 @@ class Stage:
   inputs: tuple[str, ...]
   faults: tuple[str, ...]
   digest: Callable[[pathlib.Path], dict[str, str]]
-  resumes: bool = True
 
   @property
   def watched(self) -> bool:
@@ -96,7 +94,10 @@ def _evaluated(root: pathlib.Path) -> dict[str, str]:
 
 
 def _drawn(root: pathlib.Path) -> dict[str, str]:
-  return {f.name: _sha(f.read_bytes()) for f in _files(root / "drawn", "*.png")}
+  output = root / "drawn"
+  lines = sorted((output / "results.jsonl").read_text().splitlines())
+  found = {f.name: _sha(f.read_bytes()) for f in _files(output, "*.png")}
+  return found | {"results": _sha("\n".join(lines).encode())}
 
 
 def _import(root: pathlib.Path) -> list[list[str]]:
@@ -129,8 +130,10 @@ def _evaluate(root: pathlib.Path) -> list[list[str]]:
            "--max_new_tokens=8"]]  # fmt: skip
 
 
-def _generate(root: pathlib.Path) -> list[list[str]]:
-  return [[*VILAU, "generate", "image", f"--model={root}/lm", "--prompt=a fox", "--num=12",
+def _batch(root: pathlib.Path) -> list[list[str]]:
+  prompts = root / "prompts.txt"
+  prompts.write_text("a fox\ntwo cats on grass\n")
+  return [[*VILAU, "generate", "batch", f"--model={root}/lm", f"--prompts={prompts}", "--num=24",
            "--batch_size=2", f"--output={root}/drawn"]]  # fmt: skip
 
 
@@ -147,7 +150,7 @@ STAGES = (
         _run("lm2")),
   Stage("evaluate", _evaluate, ("scores",), (), ("kill", "term", "memory", "disk", "clock"),
         _evaluated),
-  Stage("generate", _generate, ("drawn",), (), ("kill", "term", "clock"), _drawn, resumes=False),
+  Stage("batch", _batch, ("drawn",), (), ("kill", "term", "memory", "disk", "clock"), _drawn),
 )  # fmt: skip
 
 
