@@ -1,6 +1,7 @@
 """JSON from outside: whatever is wrong with it is one ValueError in words."""
 
 import json
+import os
 from typing import Any
 
 
@@ -36,3 +37,22 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"a JSON {type(value).__name__}, expected an object")
   return value
+
+
+def parse_lines(text: str, path: str | os.PathLike) -> list[Any]:
+  """The values of a text with one JSON value a line; empty lines count for nothing.
+
+  Args:
+    text: lines end at "\n" alone: JSON may hold what else Python takes for an end.
+    path: what to call the text in messages.
+
+  Raises:
+    ValueError: naming the line that is broken.
+  """
+  rows = []
+  for number, line in enumerate(text.split("\n"), 1):
+    try:
+      rows += [parse(line)] if line.strip() else []
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: no JSON object: {error}") from error
+  return rows

@@ -63,6 +63,10 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
   written = json.loads(path.read_text())
   assert written["config"]["llm"]["depth"] == 1 and written["config"]["llm"]["tied"]
   assert written["copy_gb_per_s"] > 0
+  capsys.readouterr()
+  typed = ["bench", "--preset=tiny", "--only=text", "--rounds=1", "--positions=4", "--json"]
+  assert not main.run(typed)
+  assert json.loads(capsys.readouterr().out)["rows"][0]["name"] == "text"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,10 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
     (["--preset=quickstart", "--only=text"], "llm.vocab_size"),
     (["--preset=rqvae_256", "--only=text"], "needs a llm"),
     ([], "--preset=NAME"),
+    (
+      ["--config=configs/quickstart_tower.py", "--batch_size=8", "--set=llm.depth=1"],
+      "--batch_size, --set would have no effect here",
+    ),
   ],
 )
 def test_bad_input_is_named(arguments, said, capsys):

@@ -129,3 +129,15 @@ def test_broken_folders_are_explained(tmp_path, files, problem):
   assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.partial"))
   with pytest.raises(ValueError, match="no folder"):
     convert(tmp_path / "gone", tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["b.png", "a.txt", "sub/c.txt"])
+def test_another_content_is_another_source(root, tmp_path, file):
+  convert(root, tmp_path / "out")
+  assert convert(root, tmp_path / "out") == {"accepted": 4, "rejected": 0}
+  if file.endswith(".txt"):
+    (root / file).write_text("another caption")
+  else:
+    save(root / file, 200)
+  with pytest.raises(ValueError, match=r"holds records of another import \(source_hash"):
+    convert(root, tmp_path / "out")

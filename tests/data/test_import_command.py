@@ -2,6 +2,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import sources
 
@@ -30,3 +31,17 @@ def test_import_command(tmp_path):
   assert any("00.tar" in json.loads(line)["where"] for line in lines)
   done = vilau("wids", f"--source={root}", "--output=x", "--frames=4")
   assert done.returncode == 2 and "--frames is no option of the format wids" in done.stderr
+
+
+def test_what_was_there_is_said_and_other_pictures_are_another_import(tmp_path):
+  file = sources.llava(tmp_path / "raw")
+  typed = ("llava", f"--source={file}", f"--output={tmp_path / 'out'}")
+  (tmp_path / "empty").mkdir()
+  done = vilau(*typed, f"--images={tmp_path / 'empty'}")
+  assert done.returncode == 0 and "1 accepted, 6 rejected" in done.stdout, done.stderr
+  assert "was there" not in done.stdout
+  time.sleep(1.1)  # object stores know when a file was written to the second
+  done = vilau(*typed, f"--images={tmp_path / 'empty'}")
+  assert done.returncode == 0 and "out was there" in done.stdout
+  done = vilau(*typed, f"--images={tmp_path / 'raw' / 'images'}")
+  assert done.returncode == 2 and "'images': 'empty'" in done.stderr

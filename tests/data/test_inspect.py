@@ -71,6 +71,10 @@ def test_commands(coded, tmp_path):
   assert files == [f"{part}-{what}.png" for part in parts for what in ("row", "sheet")]
   with Image.open(tmp_path / "pictures" / files[1]) as image:
     assert image.width > 500
+  done = vilau("inspect", coded / "coded", f"--output={tmp_path / 'one' / 'x.png'}")
+  assert done.returncode == 0, done.stderr
+  sheets = sorted(p.name for p in (tmp_path / "one").iterdir())
+  assert sheets == [f"{part}-sheet.png" for part in parts]  # and not one over the other
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import pathlib
 import struct
 import zlib
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -170,3 +171,16 @@ def test_any_cut_jpeg_is_refused_and_whole_ones_stay_as_they_are(mode):
   for share in (0.3, 0.6, 0.9):
     with pytest.raises(ValueError, match="broken or cut-off"):
       media.store(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("fps", [12.5, 0.5, 1.5, 24])
+def test_a_video_has_the_rate_that_was_asked(tmp_path, fps):
+  path = media.write_video(np.zeros((3, 16, 16, 3), np.uint8), tmp_path / "a.mp4", fps)
+  with av.open(str(path)) as container:
+    assert float(container.streams.video[0].average_rate) == fps
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e-4, 1e9, float("nan")])
+def test_a_rate_that_no_video_has_is_refused(tmp_path, fps):
+  with pytest.raises(ValueError, match="frames a second"):
+    media.write_video(np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "a.mp4", fps)

@@ -65,6 +65,13 @@ def test_verdicts_are_remembered_and_a_half_line_is_dropped(tmp_path):
     assert len(Judge(settings(server), path)._replies) == 4
 
 
+def test_replies_may_hold_other_ends_of_lines(tmp_path):
+  with JudgeServer(lambda body: "1\u2028because\x85 so").running() as server:
+    said = Judge(settings(server), tmp_path / "v.jsonl").ask(ASK)
+    again = Judge(settings(server), tmp_path / "v.jsonl")
+    assert again.ask(ASK) == said == "1\u2028because\x85 so" and not again.asked
+
+
 def test_a_dead_judge_is_given_up(tmp_path):
   with JudgeServer(yes).running() as server:
     judge = Judge(settings(server, tries=2, concurrency=2), tmp_path / "v.jsonl")

@@ -100,6 +100,10 @@ def test_command_line(capsys):
   assert "kept from before" in out and "t2i_background" in out and "report.html" in out
   assert cli.run(["evaluate", "quikstart", *common]) == 2
   assert "did you mean 'quickstart'" in capsys.readouterr().err
+  assert cli.run(["evaluate", "quickstart", *common, "--limit=3"]) == 2
+  assert "--limit would have no effect here" in capsys.readouterr().err
+  assert cli.run(["evaluate", "pope", *common, "--smoke"]) == 2
+  assert "they are for quickstart" in capsys.readouterr().err
   assert cli.run(["evaluate", "quickstart", *common, "--data="]) == 2
   assert "--data=DIR is missing" in capsys.readouterr().err
   assert cli.run(["evaluate", "quickstart", *common, f"--data={place()}/model"]) == 2

@@ -94,6 +94,42 @@ def test_an_interrupted_command_keeps_what_was_finished(model, tmp_path, capsys)
   assert 2 <= len(entries) < 500 and [e["file"] for e in entries] == pictures
 
 
+def test_int8_is_made_again_in_int8(model, tmp_path, capsys):
+  out, again = tmp_path / "out", tmp_path / "again"
+  assert vilau("image", f"--model={model}", f"--output={out}", "--prompt=a dog", "--int8") == 0
+  assert vilau(f"--from_metadata={out / 'metadata.json'}", f"--output={again}") == 0
+  assert "1 of 1 are the same" in capsys.readouterr().out
+  assert json.loads((again / "metadata.json").read_text())[0]["quantize"] == "int8"
+  entries = json.loads((out / "metadata.json").read_text())
+  plain = {k: v for k, v in entries[0].items() if k != "quantize"}
+  (out / "both.json").write_text(json.dumps([*entries, plain]))
+  assert vilau(f"--from_metadata={out / 'both.json'}", f"--output={again}") == 2
+  assert "some of these files were made with --int8" in capsys.readouterr().err
+
+
+def test_what_metadata_says_is_not_changed_by_flags(model, tmp_path, capsys):
+  typed = [f"--from_metadata={tmp_path / 'm.json'}", f"--output={tmp_path / 'out'}"]
+  assert vilau(*typed, "--top_k=3", "--int8") == 2
+  assert "--int8, --top_k would have no effect here" in capsys.readouterr().err
+
+
+def test_making_again_keeps_what_was_finished_and_takes_any_text(model, tmp_path, capsys):
+  out, again, prompts = tmp_path / "out", tmp_path / "again", tmp_path / "prompts.jsonl"
+  prompts.write_text('{"prompt": "a\u2028dog"}\n')
+  typed = ["batch", f"--model={model}", f"--prompts={prompts}", f"--output={out}", "--num=40"]
+  assert vilau(*typed) == 0
+
+  def interrupt():
+    while not (again / "metadata.json").exists():
+      time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=interrupt, daemon=True).start()
+  typed = [f"--from_metadata={out / 'results.jsonl'}", f"--model={model}", f"--output={again}"]
+  assert vilau(*typed, "--batch_size=1") == 130
+  assert 0 < len(json.loads((again / "metadata.json").read_text())) < 40
+
+
 def test_an_interrupted_batch_goes_on(model, tmp_path, capsys):
   out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
   prompts.write_text("a dog\na cat\n")

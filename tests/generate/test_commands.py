@@ -106,11 +106,12 @@ def test_chat_talks_until_an_empty_line(model, capsys, monkeypatch):
 
 def test_chat_shows_pictures_at_any_turn(model, tmp_path, capsys, monkeypatch):
   image = picture(tmp_path / "a.png")
-  lines = iter(["/image nowhere.png", "What?", "/new", "Hi", f"/image {image}", "What is it?", ""])
+  lines = iter(["/image nowhere.png", "What?", "Hi", f"/image {image}", "What is it?", ""])
   monkeypatch.setattr("builtins.input", lambda _: next(lines))
   assert vilau("chat", f"--model={model}", "--max_new_tokens=4") == 0
   printed = capsys.readouterr().out.splitlines()
   assert "no image file at nowhere.png" in printed[1]
+  assert "what was shown with it is forgotten" in printed[2]
   loaded, hello = vilau_jax.load(model), printed[-2].strip()
   talk = [
     {"role": "user", "content": "Hi"},
@@ -143,6 +144,10 @@ def test_reconstruct_writes_a_sheet_and_prints_psnr(model, tmp_path, capsys):
   assert "PSNR" in capsys.readouterr().out
   sheet = PIL.Image.open(tmp_path / "out" / "reconstruction-a.png")
   assert sheet.width > 4 * 128  # the picture and three depths
+  (tmp_path / "other").mkdir()
+  assert vilau(*typed, f"--image={picture(tmp_path / 'other' / 'a.png')}") == 0
+  for name in ("reconstruction-a-0.png", "reconstruction-a-1.png"):  # one name, two pictures
+    assert (tmp_path / "out" / name).exists()
   assert vilau("reconstruct", f"--model={model}", f"--image={picture(tmp_path / 'b.png', (1, 1))}",
                f"--output={tmp_path / 'out'}") == 0  # fmt: skip
 

@@ -157,6 +157,7 @@ def test_settings_out_of_range_are_refused(options, word):
 def test_seeds():
   assert sampling.output_seeds(5, 3) == [5, 6, 7]
   assert sampling.output_seeds([3, 1], 2) == [3, 1]
-  for seed, count in (([1], 2), (-1, 1), (2**32 - 1, 2)):
+  wrong = (([1], 2), (-1, 1), (2**32 - 1, 2), (1.5, 1), ([1.9, 2], 2), (True, 1), ("12", 2))
+  for seed, count in wrong:
     with pytest.raises(ValueError, match="seed"):
       sampling.output_seeds(seed, count)

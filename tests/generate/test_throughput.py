@@ -155,6 +155,24 @@ def test_files_without_prompts_are_refused(tmp_path, name, content, words):
     PromptFile.open(tmp_path / "nothing.txt")
 
 
+@pytest.mark.parametrize(
+  ("record", "words"),
+  [
+    ({"prompt": "a", "name": "n" * 300}, "more than 200 bytes"),
+    ({"prompt": "a", "name": "a\ud800"}, "half a surrogate pair"),
+    ({"prompt": "a", "name": "run.json/x"}, "must not end like a file"),
+    ({"prompt": "a\ud800b"}, "half a surrogate pair"),
+  ],
+)
+def test_a_record_that_cannot_be_written_costs_only_itself(tmp_path, record, words):
+  good = {"prompt": "sea", "name": "n" * 200}
+  (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(good) + "\n")
+  summary = run(tmp_path / "a.jsonl", tmp_path / "out")
+  assert (summary.made, summary.rejected) == (1, 1)
+  reject = rows(tmp_path / "out", "rejects")[0]
+  assert reject["line"] == 1 and words in reject["reason"]
+
+
 def test_names_that_a_record_without_a_name_may_have_are_taken(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"prompt": "a", "name": "000001"}\n{"prompt": "b"}\n')
   orders = list(PromptFile.open(tmp_path / "a.jsonl").orders())
@@ -185,6 +203,8 @@ def test_the_command(model, prompts, tmp_path, capsys):
     (["--top_k=0"], "top_k must be at least 1"),
     (["--kind=text", "--cfg_scale=2"], "guidance is not defined for texts"),
     (["--process_index=2", "--process_count=2"], r"must be in 0..1"),
+    (["--tensor=3"], "cannot be divided by 3"),
+    (["--fps=0.001"], "frames a second"),
     (["--output=" + str(prompts / "out")], "cannot write"),
   ):
     assert vilau(*typed, f"--output={tmp_path / 'new'}", *extra) == 2

@@ -11,7 +11,7 @@ vilau bench --preset=vilau_7b_256 --only=image,speculative --window=8
     costs positions.
 vilau bench --config=configs/pretrain_7b_256.py --config.batch_size=8
     the very step that this config trains with, on random data: seconds, tokens/s, MFU and the peak
-    of memory, beside what `vilau plan` foretells of the same machine.
+    of memory, to be held against what `vilau plan` foretells of the same machine.
 """
 
 import json
@@ -20,6 +20,8 @@ import pathlib
 import yaml
 from absl import flags
 from ml_collections import config_flags
+
+from vilau_jax.cli import given
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -38,6 +40,7 @@ _POSITIONS = flags.DEFINE_integer("positions", 256, "room for decoding", flag_va
 _WINDOW = flags.DEFINE_integer("window", 8, "speculative: drafts a pass", flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "timed calls of each", flag_values=FLAGS)
 _JSON = flags.DEFINE_string("json_file", None, "file for the figures", flag_values=FLAGS)
+_STDOUT = flags.DEFINE_bool("json", False, "print the figures as JSON", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +50,7 @@ def main(argv: list[str]) -> int:
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
   if _CONFIG.value is not None:
+    given.only(FLAGS, ("config", "rounds", "json_file", "json"), "--config says what is run")
     return _experiment()
   from vilau_jax import checkpoint  # flags first: jax takes seconds
   from vilau_jax.bench import model
@@ -61,7 +65,10 @@ def main(argv: list[str]) -> int:
   sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value, _WINDOW.value)
   result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)
   _write(result)
-  show(result)
+  if _STDOUT.value:
+    print(json.dumps(result))
+  else:
+    show(result)
   return 0
 
 
@@ -75,6 +82,9 @@ def _experiment() -> int:
   defaults.check(config)
   found = experiment.measure(config, _ROUNDS.value)
   _write(found)
+  if _STDOUT.value:
+    print(json.dumps(found))
+    return 0
   memory, mfu = found["memory_gib"], found["mfu"]
   print(
     f"{found['device']}: {found['step_s']:.4g} s a step (±{found['spread'] / 2:.0%}), "

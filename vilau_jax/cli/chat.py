@@ -89,20 +89,14 @@ def talk(model, shown: list) -> None:
       shown = [*shown, (api.Image if command == "/image" else api.Video)(file.strip())]
     else:
       turns.append({"role": "user", "content": [*shown, question]})
-      if reply(model, turns):
+      try:
+        written = answer(model, turns)
+      except ValueError as error:
+        forgotten = "what was shown with it is forgotten, " if shown else ""
+        print(f"{error}\n({forgotten}/new starts again)")
+        written, shown = "", []
+      if written:
+        turns.append({"role": "assistant", "content": written})
         shown = []
-
-
-def reply(model, turns: list[dict]) -> bool:
-  """Answers the last turn, which is taken back if that is impossible."""
-  try:
-    written = answer(model, turns)
-  except ValueError as error:
-    print(f"{error}\n(/new starts again)")
-    turns.pop()
-    return False
-  if written:
-    turns.append({"role": "assistant", "content": written})
-  else:  # an empty answer can't stand in the conversation
-    turns.pop()
-  return bool(written)
+      else:  # an empty answer can't stand in the conversation
+        turns.pop()

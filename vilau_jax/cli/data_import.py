@@ -27,9 +27,10 @@ import os
 import time
 
 from absl import flags
+from etils import epath
 
 from vilau_jax.cli.progress import Bar
-from vilau_jax.data import imports, shards
+from vilau_jax.data import imports, records, shards
 
 # The formats of vilau_jax/data/imports.py; a function's arguments are the flags that it takes.
 PLANS = {
@@ -109,19 +110,21 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"give one format of {', '.join(PLANS)}; got {typed!r}{hint}")
   if not _OUTPUT.value:
     raise ValueError("say where the records go: --output=DIR")
-  began = time.monotonic()
+  began = time.time()
   with Bar("records") as line:
     parts = _import(argv[0], argv[1:], line.advance)
   for part, counts in parts.items():
     path = os.path.join(_OUTPUT.value, part).rstrip("/")
     print(f"{path}: {', '.join(f'{n} {what}' for what, n in counts.items())}")
+    if epath.Path(path, records.INFO).stat().mtime < int(began):
+      print(f"{path} was there, from the same source and settings; remove it to import again")
     if counts["rejected"]:
       print(f"why some were rejected: {path}/{imports.REJECTS}")
     if _TFDS.value:
       from vilau_jax.data import as_tfds
 
       print(f"for TFDS: {as_tfds.write(path)}")
-  print(f"{time.monotonic() - began:.1f} s; look at them with: vilau data inspect {_OUTPUT.value}")
+  print(f"{time.time() - began:.1f} s; look at them with: vilau data inspect {_OUTPUT.value}")
   return 1 if any("damaged" in counts for counts in parts.values()) else 0
 
 

@@ -54,17 +54,18 @@ def main(argv: list[str]) -> int:
     records = Records(part)
     print(inspect.summary(records))
     if any(record.get("images") or record.get("frames") for record in records):
-      print(f"  sheet      {_write(inspect.sheet(records, _COUNT.value), part, 'sheet')}")
+      sheet = inspect.sheet(records, _COUNT.value)
+      print(f"  sheet      {_write(sheet, part, 'sheet', alone=len(parts) == 1)}")
     if _AS_BATCH.value:
       print(f"  row        {_write(_row(records), part, 'row')}")
   return 0
 
 
-def _write(picture, part: epath.Path, what: str) -> pathlib.Path:
+def _write(picture, part: epath.Path, what: str, alone: bool = False) -> pathlib.Path:
   if "://" in str(part) and not _OUTPUT.value:
     raise ValueError(f"{part} is an object store: say with --output=DIR where pictures go")
   path = pathlib.Path(_OUTPUT.value or part)
-  if path.suffix.lower() != ".png" or what != "sheet":
+  if path.suffix.lower() != ".png" or not alone:
     folder = path.parent if path.suffix.lower() == ".png" else path
     path = (
       folder / f"{what}.png" if str(folder) == str(part) else folder / f"{part.name}-{what}.png"

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vilau_jax.cli import compile_cache
+from vilau_jax.cli.given import only
 from vilau_jax.evaluate.catalogue import TASKS, WITHOUT_DATA
 from vilau_jax.evaluate.judge import JudgeSettings
 from vilau_jax.evaluate.task import Options
@@ -36,8 +37,8 @@ def _text(name: str, words: str):
   return flags.DEFINE_string(name, None, words, flag_values=FLAGS)
 
 
-def _number(name: str, default: int | None, words: str):
-  return flags.DEFINE_integer(name, default, words, lower_bound=0, flag_values=FLAGS)
+def _number(name: str, default: int | None, words: str, least: int = 0):
+  return flags.DEFINE_integer(name, default, words, lower_bound=least, flag_values=FLAGS)
 
 
 _MODEL = _text("model", "model directory or training workdir")
@@ -49,7 +50,7 @@ _JUDGE_MODEL = _text("judge_model", "judges: the model's name there")
 _JUDGE_KEY = flags.DEFINE_string(
   "judge_key_env", "OPENAI_API_KEY", "judges: environment variable with the key", flag_values=FLAGS
 )
-_JUDGE_TRIES = _number("judge_tries", 6, "judges: tries of one question")
+_JUDGE_TRIES = _number("judge_tries", 6, "judges: tries of one question", least=1)
 _JUDGE_TIMEOUT = flags.DEFINE_float(
   "judge_timeout", 60.0, "judges: seconds of one try", lower_bound=0.01, flag_values=FLAGS
 )
@@ -61,7 +62,7 @@ _JUDGE_WAIT = flags.DEFINE_float(
   flag_values=FLAGS,
 )
 _INDEX = _number("process_index", 0, "which of the processes this is")
-_PROCESSES = _number("process_count", 1, "processes that share the work")
+_PROCESSES = _number("process_count", 1, "processes that share the work", least=1)
 _RUNS = _text("runs", "quickstart: where tower/, lm/, finetune/ and times.jsonl lie")
 _SMOKE = flags.DEFINE_bool(
   "smoke", False, "quickstart: a few samples of everything", flag_values=FLAGS
@@ -74,9 +75,9 @@ _OPTIONS = (
   _text("protocol", "whose rules; every task has its own default"),
   _text("split", "of the data"),
   _number("limit", 0, "only the first N, 0 = all"),
-  _number("batch_size", 16, "answered or drawn at once"),
+  _number("batch_size", 16, "answered or drawn at once", least=1),
   _number("seed", 0, "same seed, same outputs"),
-  _number("max_new_tokens", None, "longest answer, in tokens"),
+  _number("max_new_tokens", None, "longest answer, in tokens", least=1),
   flags.DEFINE_bool("strict", False, "gqa: refuse missing predictions", flag_values=FLAGS),
   _text("judge_prompt", "file with the words to the judge (default: those of lmms-eval)"),
   _text("unparsed", "video QA: verdicts that can't be read: drop, or no"),
@@ -87,11 +88,16 @@ _OPTIONS = (
   _text("templates", "imagenet: JSON list of sentences with {}"),
   _text("reference", "mjhq-30k, cfg-sweep: folder of the reference pictures"),
   _text("external_scores", "genai-bench, vbench: what their own tools found"),
-  _number("num", None, "vbench: videos a prompt"),
+  _number("num", None, "vbench: videos a prompt", least=1),
 )
 _SCALES = flags.DEFINE_list(
   "cfg_scales", [], "mjhq-30k: guidance; cfg-sweep: several", flag_values=FLAGS
 )
+
+
+_ALONE = {
+  "report": ("output",), "quickstart": ("model", "data", "output", "runs", "seed", "smoke"),
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -101,6 +107,11 @@ def main(argv: list[str]) -> int:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"give one task of {', '.join(NAMES)}; got {typed!r}{hint}")
   name = argv[0]
+  if name in _ALONE:
+    only(FLAGS, _ALONE[name], f"{name} takes {', '.join(f'--{flag}' for flag in _ALONE[name])}")
+  else:
+    others = [flag for flag in FLAGS if flag not in ("runs", "smoke")]
+    only(FLAGS, others, "they are for quickstart")
   if name == "report":
     return report()
   if not _PREDICTIONS.value or name == "quickstart":

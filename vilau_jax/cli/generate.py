@@ -19,11 +19,13 @@ vilau generate --from_metadata=out/metadata.json --output=again [--model=DIR]
 Thousands of prompts: vilau generate batch --help
 """
 
-import dataclasses
 import os
 import pathlib
 
 from absl import flags
+
+from vilau_jax.cli import given
+from vilau_jax.data import media
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -65,6 +67,10 @@ _SPECULATIVE = flags.DEFINE_integer(
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", flag_values=FLAGS)
 
 
+_WITH_METADATA = ("from_metadata", "output", "model", "batch_size")
+_KEPT = ("prompt", "seed", "settings", "model_id", "quantize")  # of an entry that is made again
+
+
 def main(argv: list[str]) -> int:
   if argv not in (["image"], ["video"]) and not (_AGAIN.value and not argv):
     raise ValueError(f"say what to generate, image or video; got {' '.join(argv)!r}")
@@ -74,14 +80,14 @@ def main(argv: list[str]) -> int:
   for flag in (_NUM, _BATCH, _COLUMNS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
-  if _FPS.value <= 0:
-    raise ValueError(f"--fps must be above 0, got {_FPS.value}")
+  media.check_fps(_FPS.value)
   if _SPECULATIVE.value < 0:
     raise ValueError(f"--speculative must be at least 0, got {_SPECULATIVE.value}")
   if _SPECULATIVE.value and (_INT8.value or _FIRST.value):
     other = "--int8" if _INT8.value else "--first_frame"
     raise ValueError(f"--speculative and {other} do not go together")
   if _AGAIN.value:
+    given.only(FLAGS, _WITH_METADATA, "--from_metadata takes everything else from the file")
     return again()
   if _FIRST.value and argv != ["video"]:
     raise ValueError("--first_frame is for videos")
@@ -95,13 +101,12 @@ def draw(kind: str, prompts: list[str]) -> int:
 
   gallery, watch = Gallery(_OUTPUT.value), Watch()
   model = watch.load(_MODEL.value, quantize="int8" if _INT8.value else None)
-  made_by = _made_by(model)
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
   with watch.drawing(len(tasks)):
     for start in range(0, len(tasks), _BATCH.value):
       batch = tasks[start : start + _BATCH.value]
       for (seed, prompt), pixels in zip(batch, _draw(model, kind, batch, watch.seen)):
-        gallery.add(pixels, {"prompt": prompt, "seed": seed, **made_by}, _FPS.value)
+        gallery.add(pixels, _made_by(model, prompt, seed), _FPS.value)
       watch.interrupts.check()
   grid = gallery.sheet(_COLUMNS.value)
   shown = ", ".join(gallery.names[:4]) + (", ..." if len(gallery.names) > 4 else "")
@@ -114,22 +119,23 @@ def draw(kind: str, prompts: list[str]) -> int:
 def again() -> int:
   """Draws what metadata says, and compares."""
   from vilau_jax.cli.watch import Watch  # flags first: jax takes seconds
-  from vilau_jax.generate.again import draw_again, read_entries
+  from vilau_jax.generate.again import draw_again, quantization, read_entries
   from vilau_jax.generate.gallery import Gallery
 
   entries = read_entries(_AGAIN.value)
   if not (_MODEL.value or entries[0].get("model")):
     raise ValueError(f"{_AGAIN.value} does not say where its model is; give --model=DIR")
   gallery, watch = Gallery(_OUTPUT.value), Watch()
-  model = watch.load(_MODEL.value or entries[0]["model"])
+  model = watch.load(_MODEL.value or entries[0]["model"], quantize=quantization(entries))
+  where, found = {"model": os.path.abspath(model.path)}, {}
   with watch.drawing(len(entries)):
-    made = draw_again(model, entries, _BATCH.value, watch.seen)
-  where, same = {"model": os.path.abspath(model.path)}, 0
-  for entry, pixels in zip(entries, made):
-    kept = {k: entry[k] for k in ("prompt", "seed", "settings", "model_id")}
-    name, equal = gallery.compare(pixels, kept | where, entry)
-    same += equal
-    print(f"{entry['file']} -> {name}: {'the same, bit for bit' if equal else 'DIFFERS'}")
+    for i, pixels in draw_again(model, entries, _BATCH.value, watch.seen):
+      kept = {k: v for k, v in entries[i].items() if k in _KEPT}
+      found[i] = gallery.compare(pixels, kept | where, entries[i])
+      watch.interrupts.check()
+  for i, (name, equal) in sorted(found.items()):
+    print(f"{entries[i]['file']} -> {name}: {'the same, bit for bit' if equal else 'DIFFERS'}")
+  same = sum(equal for _, equal in found.values())
   print(f"{same} of {len(entries)} are the same {watch.summary()}")
   return 0 if same == len(entries) else 1
 
@@ -154,11 +160,13 @@ def _given() -> dict[str, float]:
   return given | ({"speculative": _SPECULATIVE.value} if _SPECULATIVE.value else {})
 
 
-def _made_by(model) -> dict:
-  settings = dataclasses.asdict(model.config.sampling) | _given()
-  where = os.path.abspath(_MODEL.value)
-  made_by = {"settings": settings, "model": where, "model_id": model.identity()}
-  return made_by | ({"first_frame": os.path.abspath(_FIRST.value)} if _FIRST.value else {})
+def _made_by(model, prompt: str, seed: int) -> dict:
+  from vilau_jax.generate.again import made_by
+
+  where = {"model": os.path.abspath(_MODEL.value)}
+  if _FIRST.value:
+    where["first_frame"] = os.path.abspath(_FIRST.value)
+  return made_by(model, prompt, seed, _given()) | where
 
 
 def _draw(model, kind: str, batch: list[tuple[int, str]], on_progress):

@@ -14,6 +14,8 @@ vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video
 
 from absl import flags
 
+from vilau_jax.data import media
+
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
   "model", None, "model directory or training workdir (required)", flag_values=FLAGS
@@ -58,8 +60,7 @@ def main(argv: list[str]) -> int:
   for flag in (_NUM, _BATCH, _TENSOR, _TOKENS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
-  if _FPS.value <= 0:
-    raise ValueError(f"--fps must be above 0, got {_FPS.value}")
+  media.check_fps(_FPS.value)
   import jax  # flags first: jax takes seconds
 
   from vilau_jax import sharding
@@ -72,7 +73,8 @@ def main(argv: list[str]) -> int:
   process = _process(jax.process_index(), jax.process_count())
   writable(_OUTPUT.value)  # before minutes of loading
   devices = jax.local_devices()
-  mesh = sharding.make_mesh(tensor=_TENSOR.value, devices=devices) if len(devices) > 1 else None
+  several = len(devices) > 1 or _TENSOR.value > 1  # more than there are is for make_mesh to refuse
+  mesh = sharding.make_mesh(tensor=_TENSOR.value, devices=devices) if several else None
   model = Watch().load(_MODEL.value, mesh=mesh)
   ways = mesh.shape["data"] if mesh else 1
   with Interrupts() as interrupts, Bar(f"{_KIND.value}s") as bar:

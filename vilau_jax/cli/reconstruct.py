@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
   codes = model.encode_images(squares)
   steps = [model.decode_codes(codes[..., :r]) for r in range(1, depth + 1)]
   depths = [f"{r} code{'s' * (r > 1)}" for r in range(1, depth + 1)]
+  stems = [pathlib.Path(path).stem for path in _IMAGE.value]
   table = Table("picture", *depths, title="PSNR in dB", title_justify="left")
   for i, path in enumerate(_IMAGE.value):
     figures = [f"{psnr(squares[i], step[i]):.2f}" for step in steps]
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> int:
     sheet = media.contact_sheet(
       [squares[i], *(step[i] for step in steps)], depth + 1, captions, scale=scale
     )
-    name = f"reconstruction-{pathlib.Path(path).stem}.png"
-    print(media.write_image(sheet, output / name))
+    number = f"-{i}" if stems.count(stems[i]) > 1 else ""
+    print(media.write_image(sheet, output / f"reconstruction-{stems[i]}{number}.png"))
   Console().print(table)
   return 0
 

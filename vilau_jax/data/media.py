@@ -1,5 +1,6 @@
 """Pictures and videos: opened with limits, made square, written, laid out in sheets."""
 
+import fractions
 import io
 import os
 import pathlib
@@ -227,11 +228,12 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
   An odd side is extended by its last row or column, because the codecs need even ones.
 
   Raises:
-    ValueError: for another shape or type.
+    ValueError: for another shape or type, or a rate below 0.01 or above 1000.
   """
   import av
 
   frames = np.asarray(frames)
+  check_fps(fps)
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
     raise ValueError(f"frames must be uint8 [F,S,S,3], got {frames.dtype} {frames.shape}")
   path = _prepared(path)
@@ -240,7 +242,7 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
   codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   with av.open(str(temporary), "w", format="mp4") as container:
-    stream = container.add_stream(codec, rate=round(fps))
+    stream = container.add_stream(codec, rate=fractions.Fraction(fps).limit_denominator(1001))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     if codec == "libx264":
@@ -252,6 +254,12 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
     container.mux(stream.encode(None))
   os.replace(temporary, path)
   return path
+
+
+def check_fps(fps: float) -> None:
+  """Raises ValueError unless a video can have this rate."""
+  if not 0.01 <= fps <= 1000:
+    raise ValueError(f"a video has 0.01 to 1000 frames a second, got {fps}")
 
 
 def write_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 4) -> pathlib.Path:

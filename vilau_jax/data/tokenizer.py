@@ -74,6 +74,12 @@ class Tokenizer:
   def _encode(self, text: str, prefix: bool) -> list[int]:
     if not text:
       return []
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f"{text!r:.200} is no text: half a surrogate pair at {error.start}"
+      ) from error
     text = text.replace(SPACE, " ")
     ids: list[int] = []
     parts = [part for part in self._split.split(SPACE + text if prefix else text) if part]

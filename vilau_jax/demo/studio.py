@@ -18,6 +18,7 @@ from vilau_jax.api import Cancelled, Image, Video, VilaU
 from vilau_jax.demo import uploads
 from vilau_jax.demo.uploads import Limits
 from vilau_jax.evaluate.picture_metrics import psnr
+from vilau_jax.generate import again
 
 Cancel = Callable[[], bool]
 USUAL = Limits()
@@ -122,11 +123,7 @@ class Studio:
 
   def made_by(self, prompt: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Metadata of an output, from which `vilau generate --from_metadata` makes it again."""
-    whole = dataclasses.asdict(self.model.config.sampling) | settings
-    return {
-      "prompt": prompt.strip(), "seed": int(seed), "settings": whole,
-      "model_id": self.model.identity(),
-    }  # fmt: skip
+    return again.made_by(self.model, prompt.strip(), seed, settings)
 
   def question(self, words: str | None, files: list[str]) -> dict[str, Any]:
     """A turn of the user; pictures and videos are read now, so that files need not stay.

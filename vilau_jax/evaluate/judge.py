@@ -104,8 +104,7 @@ class Judge:
       data = self._cache.read_bytes()
       whole = data.rfind(b"\n") + 1
       os.truncate(self._cache, whole)
-      for line in data[:whole].decode("utf-8").splitlines():
-        row = json.loads(line)
+      for row in jsons.parse_lines(data[:whole].decode("utf-8"), self._cache):
         self._replies[row["key"]] = row["reply"]
 
   def ask(self, messages: Messages, *, attempt: int = 0, **parameters: Any) -> str:

@@ -165,7 +165,7 @@ def _result(task, options, requests, scores: Scores, facts, seconds: float) -> d
     "notes": scores.notes,
     "settings": task.settings,
     "options": {k: v for k, v in asked.items() if v != defaults[k]}
-    | ({"judge": {"url": judge.url, "model": judge.model}} if judge else {}),
+    | ({"judge": {"url": judge.shown, "model": judge.model}} if judge else {}),
     "seed": options.seed,
     "data": {"path": str(task.data), "sha256": data_hash(task, requests)},
     **facts,

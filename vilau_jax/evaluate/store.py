@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from vilau_jax import jsons
 from vilau_jax.evaluate.parts import replacing
-from vilau_jax.evaluate.task import Request, parse_lines, read_json, read_lines
+from vilau_jax.evaluate.task import Request, read_json, read_lines
 
 Adopt = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -54,7 +55,7 @@ class Store:
         f.seek(self._read.get(path, 0))
         data = f.read()
       whole = data.rfind(b"\n") + 1
-      self._take(parse_lines(data[:whole].decode("utf-8"), path))
+      self._take(jsons.parse_lines(data[:whole].decode("utf-8"), path))
       self._read[path] = self._read.get(path, 0) + whole
 
   def add(

@@ -213,21 +213,10 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
   if text.lstrip().startswith("["):
     rows = read_json(path)
   else:
-    rows = parse_lines(text, path)
+    rows = jsons.parse_lines(text, path)
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
       raise ValueError(f"{path}, record {number}: not an object but {type(row).__name__}")
-  return rows
-
-
-def parse_lines(text: str, path: str | os.PathLike) -> list[Any]:
-  """What the lines of `text` hold. Raises ValueError naming the line of `path` that is broken."""
-  rows = []
-  for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
-    try:
-      rows += [jsons.parse(line)] if line.strip() else []
-    except ValueError as error:
-      raise ValueError(f"{path}, line {number}: no JSON object: {error}") from error
   return rows
 
 

@@ -1,8 +1,10 @@
 """Making files again from what stands in their metadata."""
 
+import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,13 @@ def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
   if not path.is_file():
     raise ValueError(f"no metadata at {path}")
   text = path.read_text("utf-8")
-  try:
-    if path.suffix == ".jsonl":
-      entries = [jsons.parse(line) for line in text.splitlines()]
-    else:
+  if path.suffix == ".jsonl":
+    entries = jsons.parse_lines(text, path)
+  else:
+    try:
       entries = jsons.parse(text)
-  except ValueError as error:
-    raise ValueError(f"{path} is not readable JSON: {error}") from error
+    except ValueError as error:
+      raise ValueError(f"{path} is not readable JSON: {error}") from error
   if not isinstance(entries, list) or not entries:
     raise ValueError(f"{path} is not a list of generated files")
   for i, entry in enumerate(entries):
@@ -39,8 +41,35 @@ def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
   return entries
 
 
-def draw_again(model, entries: list[dict[str, Any]], batch_size: int, on_progress) -> list:
-  """Pixels of the entries, in their order; entries of one kind and settings share batches.
+def made_by(model, prompt: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+  """What an entry says of an output, and what is needed to make it again."""
+  quantized = model.runtime.engine.quantized
+  return {
+    "prompt": prompt, "seed": int(seed),
+    "settings": dataclasses.asdict(model.config.sampling) | settings,
+    "model_id": model.identity(), **({"quantize": quantized} if quantized else {}),
+  }  # fmt: skip
+
+
+def quantization(entries: list[dict[str, Any]]) -> str | None:
+  """How the model of the entries was loaded: see load's `quantize`.
+
+  Raises:
+    ValueError: if it was loaded in several ways.
+  """
+  ways = {entry.get("quantize") for entry in entries}
+  if len(ways) > 1:
+    raise ValueError(
+      "some of these files were made with --int8 and some without; give each kind its own file of "
+      "metadata"
+    )
+  return ways.pop()
+
+
+def draw_again(
+  model, entries: list[dict[str, Any]], batch_size: int, on_progress
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Places in `entries` and pixels, a batch at a time; entries of one kind and settings share one.
 
   Raises:
     ValueError: if they are of another model.
@@ -55,13 +84,10 @@ def draw_again(model, entries: list[dict[str, Any]], batch_size: int, on_progres
   for i, entry in enumerate(entries):
     same = (entry["kind"], entry["settings"], entry.get("num_frames"), entry.get("first_frame"))
     groups.setdefault(json.dumps(same, sort_keys=True), []).append(i)
-  made: list[np.ndarray | None] = [None] * len(entries)
   for members in groups.values():
     for start in range(0, len(members), batch_size):
       here = members[start : start + batch_size]
-      for i, pixels in zip(here, _draw(model, [entries[i] for i in here], on_progress)):
-        made[i] = pixels
-  return made
+      yield from zip(here, _draw(model, [entries[i] for i in here], on_progress))
 
 
 def _draw(model, entries: list[dict[str, Any]], on_progress) -> np.ndarray:

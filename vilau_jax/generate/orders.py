@@ -20,6 +20,9 @@ from typing import Any
 from vilau_jax import jsons
 from vilau_jax.generate.contents import Conversation, Image, Video
 
+LONGEST = 200  # bytes of a part of a name: file systems take 255, and suffixes come behind it
+ENDINGS = (".png", ".mp4", ".json", ".jsonl")  # of what a run writes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
@@ -152,7 +155,18 @@ def _name(name: Any) -> str:
   path = pathlib.PurePosixPath(str(name))
   if path.is_absolute() or ".." in path.parts or not path.name or "\0" in str(name):
     raise ValueError(f"name must be a relative path without .., got {name!r:.200}")
+  if any(len(part.encode("utf-8", "replace")) > LONGEST for part in path.parts):
+    raise ValueError(f"a part of the name has more than {LONGEST} bytes: {name!r:.200}")
+  if not _is_text(str(name)):
+    raise ValueError(f"the name holds half a surrogate pair: {name!r:.200}")
+  if any(part.endswith(ENDINGS) for part in path.parts[:-1]):
+    raise ValueError(f"a folder in a name must not end like a file, got {name!r:.200}")
   return str(path)
+
+
+def _is_text(value: str) -> bool:
+  """Whether it can be written; JSON can carry halves of surrogate pairs."""
+  return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _object(path: pathlib.Path) -> dict[str, Any]:

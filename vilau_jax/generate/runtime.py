@@ -62,6 +62,7 @@ class Runtime:
     if self.config.projector == "identity":  # has no weights
       self._parts.add("projector")
     self._tower: dict[str, Any] = {}
+    self._identity = ""
     if "tower" in self._parts:
       self._tower = {
         "params": params["tower"], "quantizer": loaded.variables.get("quantizer", {}),
@@ -102,14 +103,17 @@ class Runtime:
     return checkpoint.tower_id({"params": params, "quantizer": self._tower["quantizer"]})
 
   def identity(self) -> str:
-    """16 hex digits of the architecture and a sample of all weights."""
+    """16 hex digits of the architecture and a sample of all weights, as they were loaded."""
+    if self._identity:
+      return self._identity
     digest = hashlib.sha256(repr(self.config).encode())
     trees = [self._tower, natural(self.engine.params) if "llm" in self._parts else None]
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
       flat = np.asarray(leaf).reshape(-1)
       sample = flat[:: max(1, flat.size // 4096)].astype(np.float32)
       digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]
+    self._identity = digest.hexdigest()[:16]
+    return self._identity
 
   def need(self, *parts: str, tokenizer: bool = False) -> None:
     missing = [name for part, name in _PARTS.items() if part in parts and part not in self._parts]
@@ -254,6 +258,8 @@ class Runtime:
     for name in ("max_new_tokens", "max_visuals", "batch_size"):
       if name != "max_visuals" or answer != "text":
         positive(name, rules[name])
+    if rules["max_visuals"] < 0:
+      raise ValueError(f"max_visuals must be at least 0, got {rules['max_visuals']}")
     prompts, frames = self.prompts(contents, answer), self.config.video_frames
     if answer != "text":
       count = frames if answer == "video" else 1

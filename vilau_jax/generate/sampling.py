@@ -6,7 +6,7 @@ temperature never recompiles. Axis letters: B rows, E entries (codes or text ids
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,12 +170,14 @@ def output_seeds(seed: int | Sequence[int], count: int) -> list[int]:
   Raises:
     ValueError: for a list of another length, or a seed that is no integer in 0..2**32-1.
   """
-  if isinstance(seed, int | np.integer):
-    seeds = [int(seed) + i for i in range(count)]
-  else:
-    seeds = [int(s) for s in seed]
-    if len(seeds) != count:
-      raise ValueError(f"{len(seeds)} seeds for {count} outputs; give one integer or one an output")
+  alone = not isinstance(seed, Sequence | np.ndarray)
+  given: list[Any] = [seed] if alone else list(seed)  # type: ignore[arg-type]
+  for s in given:
+    if isinstance(s, bool) or not isinstance(s, int | np.integer):
+      raise ValueError(f"seeds are integers, got {s!r}")
+  seeds = [int(given[0]) + i for i in range(count)] if alone else [int(s) for s in given]
+  if len(seeds) != count:
+    raise ValueError(f"{len(seeds)} seeds for {count} outputs; give one integer or one an output")
   wrong = next((s for s in seeds if not 0 <= s < 2**32), None)
   if wrong is not None:
     raise ValueError(f"seeds are integers from 0 to 2**32 - 1, got {wrong}")

@@ -85,8 +85,9 @@ class Seeing:
     assert words is not None
     if self.tower_tokenizer_path is None:
       raise ValueError(
-        f"{self.path} has no tower_tokenizer.model, so texts cannot be embedded; import or train "
-        "it with --tower_tokenizer=FILE (SigLIP's sentencepiece model)"
+        f"{self.path} has no tower_tokenizer.model, so texts cannot be embedded; import it "
+        "with --tower_tokenizer=FILE (SigLIP's sentencepiece model), or train it with "
+        "--config.data.tower_tokenizer=FILE"
       )
     texts = [texts] if isinstance(texts, str) else list(texts)
     tokenizer = TowerTokenizer(self.tower_tokenizer_path, words.length, canon)

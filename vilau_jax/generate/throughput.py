@@ -270,7 +270,8 @@ class Folder:
 
 
 def _append(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-  with open(path, "a", encoding="utf-8") as file:
+  # Half a surrogate pair, which JSON can carry and UTF-8 cannot, becomes JSON's escape again.
+  with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
     file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     file.flush()
     os.fsync(file.fileno())

@@ -43,7 +43,7 @@ def plan(
   pickled = paths[0].suffix == ".pkl"
   return imports.Plan(
     format="coyo",
-    settings={},
+    settings=entries.beside(images),
     source=root.name,
     files=pieces.fingerprint(root, paths),
     pieces=functools.partial(entries.file_pieces if pickled else parquet.pieces, paths),

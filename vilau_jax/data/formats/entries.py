@@ -181,6 +181,12 @@ def file(source: str | os.PathLike | None, what: str) -> epath.Path:
   return path
 
 
+def beside(images: str | os.PathLike | None) -> dict[str, str]:
+  """What an import's settings say of a folder of pictures that is not the source's own: its name,
+  since records do not depend on the place."""
+  return {} if images is None else {"images": epath.Path(images).name}
+
+
 def found(root: epath.Path, *patterns: str) -> list[epath.Path]:
   """Files of a folder in the order of their names.
 

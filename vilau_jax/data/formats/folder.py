@@ -80,7 +80,7 @@ def _pictures(root: epath.Path) -> Iterator[str]:
 
 
 def _listing(root: epath.Path) -> dict[str, str]:
-  """One digest of all names: the pictures of a big folder are too many to name them one by one.
+  """One digest of all pictures and captions: they are too many to name them one by one.
 
   Raises:
     ValueError: if there are none.
@@ -88,7 +88,15 @@ def _listing(root: epath.Path) -> dict[str, str]:
   names = list(_pictures(root))
   if not names:
     raise ValueError(f"{root} holds no pictures ({', '.join(media.IMAGE_SUFFIXES)})")
-  return {"the list of pictures": f"{len(names)}:{pieces.digest(chr(10).join(names).encode())}"}
+  captions = (root / text for text in dict.fromkeys(map(_caption_file, names)))
+  files = (*(root / name for name in names), *(path for path in captions if path.exists()))
+  prints = pieces.fingerprint(root, files)
+  lines = "\n".join(f"{name} {value}" for name, value in sorted(prints.items()))
+  return {"the pictures and their captions": f"{len(names)}:{pieces.digest(lines.encode())}"}
+
+
+def _caption_file(name: str) -> str:
+  return os.path.splitext(name)[0] + ".txt"
 
 
 def _file_pieces(root: epath.Path) -> Iterator[Piece]:
@@ -110,7 +118,7 @@ def _convert(root: str, size: int, payload: Any) -> Iterator[pieces.Converted]:
 
 def _beside(root: str, name: str) -> Entry:
   """A picture and the caption in the text file beside it."""
-  text = os.path.splitext(name)[0] + ".txt"
+  text = _caption_file(name)
   value = {"file": name}
   try:
     data = entries.read_file(os.path.join(root, text))

@@ -50,7 +50,7 @@ def plan(
   record = functools.partial(_record, str(root), path.stem, frames, kind)
   return imports.Plan(
     format="llava",
-    settings={"frames": frames, "kind": kind},
+    settings={"frames": frames, "kind": kind, **entries.beside(images)},
     source=path.name,
     files=pieces.fingerprint(path.parent, [path]),
     pieces=functools.partial(entries.json_pieces, path),

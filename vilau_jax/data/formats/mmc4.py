@@ -42,7 +42,7 @@ def plan(
     raise ValueError(f"no folder at {images}; --images=FOLDER of the documents' pictures")
   return imports.Plan(
     format="mmc4",
-    settings={},
+    settings=entries.beside(images),
     source=root.name,
     files=pieces.fingerprint(root, paths),
     pieces=functools.partial(_pieces, paths),

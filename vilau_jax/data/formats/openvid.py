@@ -46,7 +46,7 @@ def plan(
     raise ValueError(f"no folder of videos at {videos}; say where they are with --images")
   return imports.Plan(
     format="openvid",
-    settings={"frames": frames},
+    settings={"frames": frames, **entries.beside(images)},
     source=path.name,
     files=pieces.fingerprint(path.parent, [path]),
     pieces=functools.partial(_pieces, path),
