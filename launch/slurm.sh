@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A training job on a Slurm cluster with GPUs, one task a GPU. The variables below, then:
 #   sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh --config=configs/X.py --workdir=DIR
-# Arguments go to `vilau train`. Slurm sends SIGTERM two minutes before the time limit or a preemption; the run saves,
-# and the job queues itself again until it is finished. A job that fails is not repeated.
+# Arguments go to `vilau train`. Slurm sends SIGTERM two minutes before the time limit, and at a preemption when the
+# partition has a GraceTime; the run saves, and the job queues itself again until it is finished. A job that fails is
+# not repeated.
 #SBATCH --job-name=vilau
 #SBATCH --output=vilau-%j.log
 #SBATCH --open-mode=append
@@ -18,9 +19,10 @@ PREEMPTED=85                                  # what `vilau train` says when it 
 
 cd "$CHECKOUT"
 code=0
-# --kill-on-bad-exit: when one task dies, the others would wait for it.
-srun --kill-on-bad-exit=1 "$PYTHON" -m vilau_jax.cli.main train --distributed=auto --preempted_exit="$PREEMPTED" "$@" ||
-  code=$?
+# --wait: when one task dies, the others would wait for it. Not --kill-on-bad-exit: stopped tasks end a moment apart,
+# and the first would have the others killed before they can say PREEMPTED.
+srun --kill-on-bad-exit=0 --wait=60 \
+  "$PYTHON" -m vilau_jax.cli.main train --distributed=auto --preempted_exit="$PREEMPTED" "$@" || code=$?
 if [ "$code" = "$PREEMPTED" ]; then
   echo "job $SLURM_JOB_ID was stopped before its end and has saved; it queues again"
   scontrol requeue "$SLURM_JOB_ID"
