@@ -155,14 +155,17 @@ class TowerConfig:
     return self.cnn.resolution
 
   @property
+  def encoded(self) -> int:
+    """Side of the grid of latents as the encoder leaves them, before codes fold some into one."""
+    if self.encoder == "siglip" and self.vision is not None:
+      return self.vision.grid
+    assert self.cnn is not None  # see __post_init__
+    return self.cnn.resolution // 2 ** (len(self.cnn.multipliers) - 1)
+
+  @property
   def grid(self) -> int:
     """Side of the code grid."""
-    if self.encoder == "siglip" and self.vision is not None:
-      latent = self.vision.grid
-    else:
-      assert self.cnn is not None  # see __post_init__
-      latent = self.cnn.resolution // 2 ** (len(self.cnn.multipliers) - 1)
-    return latent // self.quantizer.fold
+    return self.encoded // self.quantizer.fold
 
   @property
   def image_tokens(self) -> int:
@@ -253,8 +256,8 @@ class VilaUConfig:
       transformer.
     dtype: compute dtype; parameters are float32 in training.
     remat: what a layer keeps for the backward pass: "none" keeps all, "nothing_saveable" only its
-      input, "save_attention" also the attention's output; or another member of
-      jax.checkpoint_policies.
+      input, "save_attention" also the attention's output (but for the kernel on GPUs, whose output
+      jax computes again); or another member of jax.checkpoint_policies.
   """
 
   name: str = "custom"

@@ -77,13 +77,19 @@ def is_adapter(key: tuple[str, ...]) -> bool:
   return key[-1].endswith((A, B))
 
 
-def split(params: Tree, lora: ConfigDict) -> tuple[Tree, Tree]:
+def split(params: Tree, lora: ConfigDict, freeze: Iterable[str] = ()) -> tuple[Tree, Tree]:
   """(adapters, all else).
 
   Raises:
-    ValueError: for a target that got no adapter.
+    ValueError: for a target that got no adapter, or one below what `freeze` (optim.freeze) names.
   """
   flat = traverse_util.flatten_dict(params)
+  for prefix in freeze:
+    if any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{prefix}/") for k in flat):
+      raise ValueError(
+        f"lora.targets {tuple(lora.targets)} puts adapters into {prefix!r}, which optim.freeze "
+        "names: give narrower targets, or take it out of optim.freeze"
+      )
   for target in lora.targets:
     if not any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{target}/") for k in flat):
       raise ValueError(f"lora.targets: no projection below {target!r}")

@@ -89,6 +89,7 @@ class Chaos:
         time.sleep(0.02)
       early = all(p.poll() is not None for p in processes)
       if early and fault not in ("shard", "damage") and not any(p.poll() for p in processes):
+        self.seconds[stage.name] = time.monotonic() - began  # blows come earlier from now on
         return "was faster"
       faults.strike(fault, processes, stage, self.root, self.rng)
       if fault in ("vanish", "damage"):  # goes on for a moment, then it is killed

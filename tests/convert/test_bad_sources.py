@@ -195,6 +195,7 @@ def tower_case(path, value, said):
     tower_case(("rqvaesiglip", "code_shape"), [4, 4, 5], "5"),
     tower_case(("rqvaesiglip", "code_shape"), [4, 2, 4], "code_shape"),
     tower_case(("rqvaesiglip", "decoder_latent_shape"), [6, 6], "latent"),
+    tower_case(("rqvaesiglip", "decoder_latent_shape"), [None, None], "must be a square"),
     tower_case(("rqvaesiglip", "ddconfig", "ch_mult"), [1, 2, 2, 1], "decoder"),
     tower_case(("rqvaesiglip", "ddconfig", "double_z"), True, "double_z"),
     tower_case(("rqvaesiglip", "ddconfig", "attn_resolutions"), [8], "attn"),

@@ -50,6 +50,19 @@ def test_counts_of_the_published_sizes(name):
   assert sum(counts[k] for k in ("projector", "llm", "depth")) == TRAINED[name]
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_parameter_is_counted(name):
+  config = preset(name)
+  if config.llm is not None:
+    assert config.llm.vocab_multiple == 1
+  variables = nn.unbox(abstract_variables(config))
+  leaves = jax.tree.leaves(variables["params"])
+  if "quantizer" in variables:
+    leaves.append(variables["quantizer"]["codebook"])
+  counts = vilau.describe_parameters(config)
+  assert counts["total"] == sum(math.prod(a.shape) for a in leaves)
+
+
 def test_padded_vocabulary_is_there_but_not_counted():
   config = VilaUConfig.from_preset("vilau_7b_256", llm={"vocab_multiple": 128})
   llm = nn.unbox(abstract_variables(config))["params"]["llm"]

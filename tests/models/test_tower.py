@@ -309,9 +309,16 @@ def test_parts_that_do_not_fit_are_refused():
     (tower(quantizer=dict(fold=3)), "quantizer.fold 3"),
     (tower(decoder=dict(multipliers=(1, 2))), "draws 8 pixels"),
     (tower(latent_grid=3), "draws 24 pixels"),
+    (
+      VilaUConfig.from_preset("rqvae_256", tower=dict(quantizer=dict(fold=3))).tower,
+      "quantizer.fold 3 does not divide the latent grid of side",
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       check_geometry(config)
+  odd = tower(vision=dict(heads=5))
+  with pytest.raises(ValueError, match="5 heads do not divide a width of 32"):
+    jax.eval_shape(Tower(odd).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   with pytest.raises(ValueError, match=r"\[B, 32, 32, 3\]"):
     jax.eval_shape(Tower(TINY).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
   rqvae, variables = make(ODD_RQVAE)

@@ -38,6 +38,8 @@ def command(config, workdir, *more):
     (["--config={q}", "--workdir={w}", "--config.steps=many"], "--config.steps=many"),
     (["--config={q}:smok", "--workdir={w}"], "unknown config argument 'smok'"),
     (["--config={q}x", "--workdir={w}"], "No such file"),
+    (["--config={q}x", "--workdir={w}", "--config.steps=3"], "No such file"),
+    (["--config={q}", "--workdir={w}", "--config.nosuch=3"], "no field 'nosuch'"),
     (["--config={q}", "--workdir={w}", "--profile=3"], "START:STOP"),
     (["--config={q}", "--workdir={w}", "--distributed=here"], "HOST:PORT,INDEX,COUNT"),
     (["--config={q}", "--workdir={w}", "--config.data.root=/nowhere"], "no records at /nowhere"),

@@ -43,12 +43,24 @@ def test_blocks_of_any_size_give_the_plain_loss_and_gradients(block):
   jax.tree.map(assert_close, got, gradients(plain, *case()))
 
 
-@pytest.mark.parametrize("tensor", [2, 4])
-def test_classes_sharded_over_a_mesh(tensor):
-  want = gradients(plain, *case())
+@pytest.mark.parametrize(("tensor", "entries"), [(2, 24), (4, 24), (2, 22), (4, 28)])
+def test_classes_sharded_over_a_mesh(tensor, entries):
+  """22 and 28 classes leave 11 and 7 a shard: blocks of 3 are filled up."""
+  want = gradients(plain, *case(entries))
   with jax.set_mesh(sharding.make_mesh(tensor=tensor, fsdp=2)):
-    got = gradients(lambda h, w: heads.nll(h, w, 3), *case())
+    got = gradients(lambda h, w: heads.nll(h, w, 3), *case(entries))
   jax.tree.map(assert_close, got, want)
+
+
+@pytest.mark.parametrize("entries", [23, 29])
+def test_classes_that_no_block_divides(entries):
+  got = gradients(lambda h, w: heads.nll(h, w, 5), *case(entries))
+  jax.tree.map(assert_close, got, gradients(plain, *case(entries)))
+
+
+@pytest.mark.parametrize(("entries", "blocks"), [(16004, 8), (32004, 18), (64004, 32), (16384, 8)])
+def test_a_vocabulary_of_any_size_has_few_blocks(entries, blocks):
+  assert heads._pieces(entries, 2048) == blocks
 
 
 def test_the_first_of_equal_classes_is_the_likeliest():

@@ -114,6 +114,9 @@ def test_weights_that_mean_something_else_are_refused(imported_llama):
     with pytest.raises(ValueError, match=said):
       initial.load("llm", imported_llama[0], model, wanted(model), "lm")
   model = VilaUConfig.from_preset("tiny")
+  scaled = dataclasses.replace(model, code_scale=0.7)
+  with pytest.raises(ValueError, match=r"code_scale: 0\.7 there, 1\.0 here"):
+    initial._check_function("depth", scaled, model, {("params", "depth", "pos_emb_d"): None})
   with pytest.raises(ValueError, match="unknown component 'lm'"):
     initial.load("lm", imported_llama[0], model, wanted(model), "lm")
   with pytest.raises(ValueError, match="missing"):

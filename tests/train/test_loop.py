@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vilau_jax import checkpoint
 from vilau_jax.config import VilaUConfig
 from vilau_jax.metrics import TIMINGS, NonFiniteError
-from vilau_jax.train import loop
+from vilau_jax.train import experiment, loop
 
 
 def train(config, workdir, profile=None):
@@ -217,9 +217,33 @@ def test_a_workdir_of_another_experiment_is_refused(tower_run, lm_run):
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tower_run, tmp_path):
+  # What a start that was killed while it looked through the records leaves is no obstacle.
+  (tmp_path / "scanned").mkdir()
+  (tmp_path / "tokenizer.model").write_bytes(b"")
+  assert not experiment.check(tower_run[0], tmp_path)
   (tmp_path / "holiday.jpg").write_bytes(b"")
   with pytest.raises(ValueError, match="neither empty nor a run"):
     train(tower_run[0], tmp_path)
+
+
+def test_files_may_move_and_nonsense_is_named(tower_run, tmp_path):
+  config, workdir = tower_run
+  other = ConfigDict(config.to_dict())
+  other.loss.lpips_weights = "elsewhere.npz"
+  assert experiment.check(other, workdir)
+  for path, value, said in (
+    ("ckpt.keep", 0, "ckpt.keep .0. must be at least 1"),
+    ("loss.disc.optim", {"peak_lrr": 5.0}, "loss.disc.optim: unknown peak_lrr"),
+    ("loss.contrastive", 0.0, "vocab_size is 0"),
+  ):
+    wrong = ConfigDict(config.to_dict())
+    if path == "loss.contrastive":
+      wrong.loss.wrong_captions = 0.0
+      wrong.model.tower.text = dict(vocab_size=0)
+    with wrong.unlocked():
+      wrong.update_from_flattened_dict({path: value})
+    with pytest.raises(ValueError, match=said):
+      train(wrong, tmp_path / path)
 
 
 @pytest.mark.slow

@@ -76,6 +76,10 @@ def test_only_the_named_parts_get_adapters():
   stage, _ = lm_stage(targets=("llm", "nothing"))
   with pytest.raises(ValueError, match="no projection below 'nothing'"):
     jax.eval_shape(stage.init, jax.random.key(0))
+  stage, _ = lm_stage(targets=("llm", "depth"))
+  stage.config.optim.freeze = ("depth",)
+  with pytest.raises(ValueError, match="puts adapters into 'depth', which"):
+    jax.eval_shape(stage.init, jax.random.key(0))
 
 
 def test_adapters_compute_in_low_precision():

@@ -11,6 +11,7 @@ from golden_tower import assert_close
 
 from vilau_jax import sharding
 from vilau_jax.train.lm import LmStage
+from vilau_jax.train.step import check_rows
 from vilau_jax.train.tower import TowerStage
 
 
@@ -152,3 +153,14 @@ def test_without_quantiser_the_tower_sees_its_own_features():
   assert early["loss_pixel"] == second["loss_pixel"] != late["loss_pixel"]
   before, after = state.collections["quantizer"], bypassed.collections["quantizer"]
   assert np.abs(after["codebook"] - before["codebook"]).max() > 0
+
+
+def test_rows_that_a_mesh_does_not_divide_are_refused():
+  c, _ = experiments.lm()
+  mesh = sharding.make_mesh(data=8)
+  check_rows(c, mesh)
+  c.optim.accumulate = 4  # two rows a piece: all eight devices would compute both
+  with pytest.raises(ValueError, match=r"batch_size 8 is not a multiple .* accumulate = 8 x 4"):
+    check_rows(c, mesh)
+  c.batch_size = 32
+  check_rows(c, mesh)

@@ -13,6 +13,7 @@ import traceback
 
 from absl import flags
 
+QUOTES = "'\""
 GRACE = 5.0  # seconds that other threads have when a command has failed
 # What a path that was typed may turn out to be.
 _PATH_ERRORS = (
@@ -79,10 +80,13 @@ def _parse(argv: list[str], values: flags.FlagValues) -> list[str]:
   try:
     return values(argv)
   except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown config field
-    raise ValueError(f"--config: {str(error.args[0]).strip():.2000}") from error
-  except flags.IllegalFlagValueError as error:  # the traceback of a config file is in the message
+    said = str(error.args[0]).strip()
+    if said[:1] in ("'", '"'):  # nothing but the name
+      said = f"no field {said.strip(QUOTES)!r}"
+    raise ValueError(f"--config: {said:.2000}") from error
+  except (flags.IllegalFlagValueError, OSError) as error:  # with a config file's traceback in it
     said = [line for line in str(error).splitlines() if line.strip()]
-    words = said[-1] if len(said) == 1 else f"{said[0]} {said[-1]}"
+    words = said[-1] if len(said) == 1 else f"{said[0]} {said[-1].strip()}"
     raise ValueError(f"{words:.2000}") from error
   except flags.Error:
     raise

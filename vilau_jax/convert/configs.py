@@ -64,11 +64,12 @@ class Fields:
       raise ValueError(f"{self.file}: {self.path}{key} must be {names}, got {value!r:.200}")
     return value
 
-  def size(self, key: str, default: Any = _ABSENT) -> int:
-    """A positive integer."""
+  def size(self, key: str, default: Any = _ABSENT, least: int = 1) -> int:
+    """An integer of at least `least`."""
     value = self.take(key, int, default)
-    if value is not None and value < 1:
-      raise ValueError(f"{self.file}: {self.path}{key} must be positive, got {value}")
+    if value is not None and value < least:
+      what = "positive" if least == 1 else f"at least {least}"
+      raise ValueError(f"{self.file}: {self.path}{key} must be {what}, got {value}")
     return value
 
   def sizes(self, key: str) -> tuple[int, ...]:
@@ -118,9 +119,10 @@ def side(fields: Fields, key: str, value: Any) -> int:
   Raises:
     ValueError: if it is no square.
   """
-  if not isinstance(value, list | tuple) or len(value) != 2 or value[0] != value[1]:
+  numbers = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+  if not all(type(n) is int and n > 0 for n in numbers) or numbers[0] != numbers[1]:
     raise ValueError(f"{fields.file}: {fields.path}{key} must be a square, got {value!r:.200}")
-  return int(value[0])
+  return numbers[0]
 
 
 def compute_dtype(values: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def read_cnn(fields: Fields) -> CnnConfig:
   config = CnnConfig(
     channels=fields.size("ch"),
     multipliers=fields.sizes("ch_mult"),
-    blocks=fields.size("num_res_blocks"),
+    blocks=fields.size("num_res_blocks", least=0),  # the decoder has one more
     latent_channels=fields.size("z_channels"),
     resolution=fields.size("resolution"),
     attention_resolutions=fields.sizes("attn_resolutions"),

@@ -105,6 +105,8 @@ class MultiHeadAttention(nn.Module):
       [B, L, D] and the updated cache (None without one).
     """
     width = x.shape[-1]
+    if width % self.heads:
+      raise ValueError(f"{self.heads} heads do not divide a width of {width}")
     context = x if context is None else context
     project = dict(heads=self.heads, head_dim=width // self.heads, dtype=self.dtype, init=self.init)
     q = HeadsIn(name="query", **project)(x)

@@ -13,21 +13,23 @@ LECUN = nn.initializers.lecun_normal()
 
 
 class Dense(nn.Module):
-  """Projection [..., I] -> [..., O] with kernel [I, O]; parameters float32, compute in `dtype`."""
+  """Projection [..., I] -> [..., O] with kernel [I, O]; parameters float32, compute in `dtype`,
+  result (and the bias that is added to it) in `result`, or in `dtype` if None."""
 
   features: int
   axes: tuple[str, str]
   bias: bool = True
   dtype: jnp.dtype = jnp.float32
+  result: jnp.dtype | None = None
   kernel_init: nn.initializers.Initializer = LECUN
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = product(x, self._kernel(x.shape[-1]), self.dtype)
+    y = product(x, self._kernel(x.shape[-1]), self.dtype, result=self.result)
     if self.bias:
       bias = sharding.boxed(self.bias_init, self.axes[1])
-      y = y + self.param("bias", bias, (self.features,)).astype(self.dtype)
+      y = y + self.param("bias", bias, (self.features,)).astype(y.dtype)
     return y
 
   def _kernel(self, width: int) -> jax.Array | Transposed:

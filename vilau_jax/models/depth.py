@@ -60,7 +60,6 @@ class DepthTransformer(nn.Module):
 
   Attributes:
     codes: the quantiser whose codes are predicted.
-    remat: "none" or a member of jax.checkpoint_policies, for training.
 
   Raises:
     ValueError: if the heads do not divide the width.
@@ -69,7 +68,6 @@ class DepthTransformer(nn.Module):
   config: DepthConfig
   codes: QuantizerConfig
   dtype: jnp.dtype = jnp.float32
-  remat: str = "none"
 
   def setup(self):
     c = self.config
@@ -81,7 +79,7 @@ class DepthTransformer(nn.Module):
     position = sharding.boxed(NORMAL, "depth", "embed")
     self.pos_emb_d = self.param("pos_emb_d", position, (self.codes.depth, c.width))
     self.classifier_norm = LayerNorm(c.eps)
-    self.classifier = Dense(self.codes.entries, ("embed", "entries"), **fields)
+    self.classifier = Dense(self.codes.entries, ("embed", "entries"), result=jnp.float32, **fields)
 
   def from_hidden(self, hidden: jax.Array) -> jax.Array:
     """Input of depth 0: the language model's hidden state [..., D] -> [..., W]."""
@@ -134,13 +132,13 @@ class DepthTransformer(nn.Module):
 
   def logits(self, features: jax.Array) -> jax.Array:
     """Logits of the code: features [..., W] -> float32 [..., E]."""
-    return self.classifier(self.classifier_norm(features)).astype(jnp.float32)
+    return self.classifier(self.classifier_norm(features))
 
   def head(self, features: jax.Array) -> Head:
     """The parts of `logits`: features [..., W] -> inputs [..., W], kernel [W, E], bias [E]."""
     kernel, bias = (self.classifier.variables["params"][n] for n in ("kernel", "bias"))
     x = self.classifier_norm(features).astype(self.dtype)
-    return Head(x, kernel.astype(self.dtype), bias.astype(self.dtype), self.codes.entries)
+    return Head(x, kernel.astype(self.dtype), bias.astype(jnp.float32), self.codes.entries)
 
   @nn.compact
   def _run(self, x, mask, *, dropout=0.0, caches=None, index=None):
@@ -148,7 +146,7 @@ class DepthTransformer(nn.Module):
     fields = dict(heads=c.heads, hidden=c.hidden, eps=c.eps, dropout=dropout, dtype=self.dtype)
     if caches is None:
       unroll = c.depth if c.unroll else 1
-      x = scan_blocks(DepthBlock, fields, c.depth, x, mask, remat=self.remat, unroll=unroll)
+      x = scan_blocks(DepthBlock, fields, c.depth, x, mask, unroll=unroll)
       return x, None
     return unroll_blocks(DepthBlock, fields, x, mask, caches=caches, index=index)
 

@@ -33,9 +33,10 @@ def check_geometry(config: TowerConfig) -> None:
     ValueError: naming the sizes that disagree.
   """
   code, latent = config.quantizer, config.grid * config.quantizer.fold
-  side = latent if config.encoder == "rqvae" else config.vision.grid
-  if side != latent:
-    raise ValueError(f"quantizer.fold {code.fold} does not divide the latent grid of side {side}")
+  if config.encoded != latent:
+    raise ValueError(
+      f"quantizer.fold {code.fold} does not divide the latent grid of side {config.encoded}"
+    )
   if config.encoder == "siglip" and code.width != config.vision.width:
     raise ValueError(
       f"quantizer.width {code.width} must equal vision.width {config.vision.width}: the SigLIP "

@@ -305,7 +305,7 @@ def describe_parameters(config: VilaUConfig) -> dict[str, int]:
     parts[group] = (parts.get(group), tree)
   if "quantizer" in variables:
     parts["codebook"] = variables["quantizer"]["codebook"]
-  order = ("vision", "text", "encoder", "codebook", "post_quant", "decoder", "logit")
+  order = ("vision", "text", "pooling", "encoder", "codebook", "post_quant", "decoder", "logit")
   order += ("projector", "visual_positions", "llm", "depth")
   counts = {
     k: sum(math.prod(a.shape) for a in jax.tree.leaves(parts[k])) for k in order if k in parts

@@ -37,7 +37,15 @@ class TrainingCheckpoints:
       every: steps between checkpoints.
       keep: newest ones kept.
       keep_every: besides, those whose step is a multiple of it stay; 0 = none.
+
+    Raises:
+      ValueError: for numbers with which nothing would be kept.
     """
+    if every < 1 or keep < 1 or keep_every < 0:
+      raise ValueError(
+        f"ckpt.every ({every}) and ckpt.keep ({keep}) must be at least 1, ckpt.keep_every "
+        f"({keep_every}) at least 0"
+      )
     self._workdir = epath.Path(workdir).absolute()
     self._every, self._saving = every, 0
     policies = ocp.checkpoint_managers

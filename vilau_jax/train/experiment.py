@@ -25,7 +25,7 @@ from vilau_jax.train import defaults, lock
 
 # Keys that may differ when a workdir is opened again: how long, how often, on what and from where.
 CHANGEABLE = ("steps", "log", "ckpt", "guard", "mesh", "runs", "data.root", "data.codes",
-              "data.threads", "data.workers")  # fmt: skip
+              "data.threads", "data.workers", "loss.lpips_weights")  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -112,7 +112,7 @@ def check(config: ConfigDict, workdir: epath.PathLike) -> bool:
 
 def _ours(name: str) -> bool:
   """What a run that was killed before it wrote config.json may leave."""
-  return ".model" in name or name in (lock.NAME, "config.json.partial")
+  return ".model" in name or name in (lock.NAME, "config.json.partial", "scanned")
 
 
 def resolve(config: ConfigDict, workdir: epath.PathLike) -> Experiment:
@@ -268,10 +268,20 @@ def _tower_experiment(config: ConfigDict, workdir: epath.Path, started: bool) ->
       config, workdir, config.data.tower_tokenizer, donors, checkpoint.TOWER_TOKENIZER
     )
     text = model.tower.text
+    if text is None:
+      raise ValueError(
+        f"loss.contrastive is {config.loss.contrastive}, and the tower of model.preset "
+        f"{config.model.preset!r} has no text encoder: set loss.contrastive=0"
+      )
     tokenizer = TowerTokenizer(file, text.length, config.data.canon)
     size = _vocabulary(text.vocab_size, tokenizer, "model.tower.text.vocab_size")
     text = dataclasses.replace(text, vocab_size=size)
     model = dataclasses.replace(model, tower=dataclasses.replace(model.tower, text=text))
+  elif model.tower.text is not None and not model.tower.text.vocab_size:
+    raise ValueError(
+      "model.tower.text.vocab_size is 0, to be that of the texts' tokenizer, and without "
+      "loss.contrastive there are no texts; give a size"
+    )
   model = dataclasses.replace(model, llm=None, depth=None)
   model = _finish(config, model, workdir, started)
   return Experiment(config, model, workdir, None, None, tokenizer)

@@ -2,7 +2,8 @@
 
 The logits of all classes never exist at once: the forward pass keeps a running maximum and sum, the
 backward pass computes each block's logits again. Axis letters: n positions, D width, E classes,
-S mesh shards of the classes, F = E / S, e classes of a block and shard.
+S mesh shards of the classes, F = E / S (or a little more, see _pieces), e classes of a block and
+shard.
 """
 
 import functools
@@ -32,15 +33,17 @@ def nll(head: Head, wanted: jax.Array, block: int) -> tuple[jax.Array, jax.Array
   """
   width, entries = head.kernel.shape
   shards = _shards(entries)
-  pieces = _pieces(entries // shards, block)
+  each = entries // shards
+  pieces = _pieces(each, block)
   if pieces == 1:
     return losses.nll(head.logits(), wanted)
-  kernel = _split(head.kernel, shards, "embed")
+  size = -(-each // pieces)
+  kernel = _split(head.kernel, shards, size * pieces, 0, "embed")
   bias = jnp.zeros(entries) if head.bias is None else head.bias.astype(jnp.float32)
-  bias = _split(jnp.where(jnp.arange(entries) < head.size, bias, _NEVER), shards)
-  size = entries // shards // pieces
+  bias = jnp.where(jnp.arange(entries) < head.size, bias, _NEVER)
+  bias = _split(bias, shards, size * pieces, _NEVER)
   x = sharding.constrain(head.x.reshape(-1, width), "batch", None)
-  loss, correct = _nll(size, x, kernel, bias, wanted.reshape(-1))
+  loss, correct = _nll(size, each, x, kernel, bias, wanted.reshape(-1))
   return loss.reshape(wanted.shape), correct.reshape(wanted.shape)
 
 
@@ -52,16 +55,18 @@ def _shards(entries: int) -> int:
 
 
 def _pieces(entries: int, block: int) -> int:
-  """The fewest equal blocks of at most `block` classes."""
+  """The fewest blocks of at most `block` classes; up to twice as many where those are equal: then
+  none needs padding, which would copy the kernel."""
   fewest = -(-entries // block) if block else 1
-  return next(j for j in range(fewest, entries + 1) if entries % j == 0)
+  return next((j for j in range(fewest, 2 * fewest) if entries % j == 0), fewest)
 
 
-def _split(x: jax.Array, shards: int, *names: str) -> jax.Array:
-  """[..., E] -> [..., S, F], without moving anything; a shard stays on its device. `names`: of the
-  other axes."""
+def _split(x: jax.Array, shards: int, size: int, fill: float, *names: str) -> jax.Array:
+  """[..., E] -> [..., S, size], without moving anything; a shard stays on its device, and behind it
+  comes what fills it up. `names`: of the other axes."""
   x = x.reshape(*x.shape[:-1], shards, -1)
-  return sharding.constrain(x, *names, "act_vocab", None)
+  more = [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]
+  return sharding.constrain(jnp.pad(x, more, constant_values=fill), *names, "act_vocab", None)
 
 
 def _gathered(kernel: jax.Array) -> jax.Array:
@@ -90,26 +95,28 @@ def _logits(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   return jnp.einsum("nd,dse->nse", x, kernel, preferred_element_type=jnp.float32) + bias
 
 
-def _ids(kernel: jax.Array, number: jax.Array, size: int) -> jax.Array:
-  """Which classes block `number` of [D, S, F] holds: int32 [S, e]."""
-  _, shards, each = kernel.shape
-  return jnp.arange(shards)[:, None] * each + number * size + jnp.arange(size)
+def _ids(kernel: jax.Array, number: jax.Array, size: int, each: int) -> jax.Array:
+  """Which classes block `number` of [D, S, F] holds: int32 [S, e]; S F where it is padding."""
+  _, shards, filled = kernel.shape
+  inside = number * size + jnp.arange(size)
+  return jnp.where(inside < each, jnp.arange(shards)[:, None] * each + inside, shards * filled)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(size, x, kernel, bias, wanted):
-  """x [n, D], kernel [D, S, F], bias [S, F], wanted [n] -> float32 [n], bool [n]; `size` is e."""
-  return _forward(size, x, kernel, bias, wanted)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _nll(size, each, x, kernel, bias, wanted):
+  """x [n, D], kernel [D, S, F], bias [S, F], wanted [n] -> float32 [n], bool [n]; `size` is e,
+  `each` what of F is no padding."""
+  return _forward(size, each, x, kernel, bias, wanted)[0]
 
 
-def _forward(size, x, kernel, bias, wanted):
+def _forward(size, each, x, kernel, bias, wanted):
   beyond, kept = math.prod(kernel.shape[1:]), kernel
   kernel = _gathered(kernel)
 
   def turn(number: jax.Array, carry: Any) -> Any:
     top, total, chosen, best = carry
     logits = _logits(x, _block(kernel, number, size), _block(bias, number, size))
-    ids = _ids(kernel, number, size)
+    ids = _ids(kernel, number, size, each)
     high = logits.max((1, 2))
     new = jnp.maximum(top, high)
     total = total * jnp.exp(top - new) + jnp.exp(logits - new[:, None, None]).sum((1, 2))
@@ -127,7 +134,7 @@ def _forward(size, x, kernel, bias, wanted):
   return (norm - chosen, best == wanted), (x, kept, bias, wanted, norm)
 
 
-def _backward(size, kept, grads):
+def _backward(size, each, kept, grads):
   x, kernel, bias, wanted, norm = kept
   whole = _gathered(kernel)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -136,7 +143,7 @@ def _backward(size, kept, grads):
     grad_x, grad_kernel, grad_bias = carry
     weights = _block(whole, number, size)
     likely = jnp.exp(_logits(x, weights, _block(bias, number, size)) - norm[:, None, None])
-    hit = _ids(kernel, number, size) == wanted[:, None, None]
+    hit = _ids(kernel, number, size, each) == wanted[:, None, None]
     slope = grads[0][:, None, None] * (likely - hit)
     grad_bias = _put(grad_bias, slope.sum(0), number, size)
     slope = slope.astype(x.dtype)

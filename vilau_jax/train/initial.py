@@ -32,6 +32,7 @@ COMPONENTS = {
   "llm": ("params/llm",),
   "projector": ("params/projector",),
   "depth": ("params/depth",),
+  "visual_positions": ("params/visual_positions",),
 }
 # Variables -> the section of the config that says what they compute.
 _SECTIONS = {
@@ -108,6 +109,9 @@ def _check_function(where: str, stored: VilaUConfig, model: VilaUConfig, part: A
       values = [getattr(c, field, None) for c in (there, here)]
       if values[0] != values[1]:
         differing.append(f"{section}.{field}: {values[0]!r} there, {values[1]!r} here")
+  if any(k[:2] in (("params", "projector"), ("params", "depth")) for k in part):
+    if stored.code_scale != model.code_scale:
+      differing.append(f"code_scale: {stored.code_scale!r} there, {model.code_scale!r} here")
   if differing:
     raise ValueError(f"{where} computes something else with these weights:\n  "
                      + "\n  ".join(differing) + "\nset the fields with config.model")  # fmt: skip

@@ -62,7 +62,7 @@ class LmStage:
     """Boxed random state and boxed frozen variables; the codebook is a placeholder."""
     params = vilau.init(self.model, key, self.net(base=False))
     if self.config.lora.rank:
-      trained, frozen = lora.split(params, self.config.lora)
+      trained, frozen = lora.split(params, self.config.lora, self.config.optim.freeze)
     else:
       trained, frozen = optim.split(params, self.config.optim.freeze)
     codebook = quantizer.init_state(key, self.model.tower.quantizer)["codebook"]
@@ -135,7 +135,7 @@ class LmStage:
     if self.config.lora.rank:
       trained = lora.cast(trained, self.model.dtype)
     variables = {"params": optim.merge(trained, frozen["params"])}
-    # Whole on every device: if its width were sharded, so would be looked-up codes, and not rows.
+    # Its rows whole on every device: if their width were sharded, so would be looked-up codes.
     codebook = quantizer.whole_rows(jax.lax.stop_gradient(frozen["quantizer"]["codebook"]))
     batch = {k: sharding.constrain(v, "batch", *[None] * (v.ndim - 1)) for k, v in batch.items()}
     codes = batch["codes"].astype(jnp.int32)

@@ -29,6 +29,7 @@ from vilau_jax.train import step as steps
 from vilau_jax.train.checkpoints import TrainingCheckpoints
 from vilau_jax.train.experiment import Experiment
 from vilau_jax.train.optim import State, Tree
+from vilau_jax.train.step import check_rows
 
 
 def train(
@@ -217,7 +218,7 @@ def _batch_named(run: Experiment, batches: "Batches") -> Iterator[None]:
     raise
 
 
-def data_share(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
+def data_share(mesh: jax.sharding.Mesh, config: ConfigDict) -> tuple[int, int]:
   """Which contiguous part of a batch this process reads: (index, count).
 
   Processes that hold the same rows (because a tensor axis spans them) read the same part.
@@ -225,9 +226,8 @@ def data_share(mesh: jax.sharding.Mesh, batch_size: int) -> tuple[int, int]:
   Raises:
     ValueError: if the mesh does not divide the batch, or a process's rows are not contiguous.
   """
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if batch_size % ways:
-    raise ValueError(f"batch_size {batch_size} is not a multiple of mesh data x fsdp = {ways}")
+  check_rows(config, mesh)
+  batch_size = config.batch_size
   slices = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   bounds = {
     (s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in slices.values()
@@ -250,7 +250,7 @@ class Batches:
     self._run, self._mesh, self._step = run, mesh, start
     anchor = tuple(position.get("anchor", pipeline.START))
     self._anchors = {start: anchor}  # step -> where its batch lies in the data
-    index, count = data_share(mesh, run.config.batch_size)
+    index, count = data_share(mesh, run.config)
     self.speed = Speed(run.config, run.model, mesh.devices.size, count)
     data = run.config.data
     dataset = run.dataset(index, count, anchor=anchor)

@@ -188,7 +188,7 @@ def text_cross_entropy(
 
   Args:
     nll: [B,k,D], wanted int32 [B,k] -> negative log-likelihood float32 [B,k] and whether the id is
-      the likeliest, bool [B,k]; see head_nll.
+      the likeliest, bool [B,k]; see heads.nll.
     hidden: [B,L,D].
     target: int32 [B,L], the id predicted at this index, -1 = ignored.
     chunk: positions of a row whose logits exist at once.

@@ -56,6 +56,18 @@ def abstract_lpips(mesh: Mesh, widths: tuple[int, ...] = Lpips.widths) -> Tree:
   return _placed(jax.eval_shape(Lpips(widths).init, jax.random.key(0), images, images), mesh)
 
 
+def check_rows(config: ConfigDict, mesh: Mesh) -> None:
+  """Checks that every device gets as many rows as every other, in every piece of a batch.
+
+  Raises:
+    ValueError: if the mesh does not divide the rows: all devices would compute all of them.
+  """
+  ways, pieces = mesh.shape["data"] * mesh.shape["fsdp"], config.optim.accumulate
+  if config.batch_size % (ways * pieces):
+    by = f" x optim.accumulate = {ways} x {pieces}" if pieces > 1 else f" = {ways}"
+    raise ValueError(f"batch_size {config.batch_size} is not a multiple of mesh data x fsdp{by}")
+
+
 def abstract_batch(config: ConfigDict, model: VilaUConfig, mesh: Mesh) -> Tree:
   """The same of a global batch.
 
@@ -63,9 +75,7 @@ def abstract_batch(config: ConfigDict, model: VilaUConfig, mesh: Mesh) -> Tree:
     ValueError: if the mesh does not divide the rows.
   """
   rows, where = config.batch_size, sharding.batch_sharding(mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if rows % ways:
-    raise ValueError(f"batch_size {rows} is not a multiple of mesh data x fsdp = {ways}")
+  check_rows(config, mesh)
 
   def leaf(dtype, *shape):
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)

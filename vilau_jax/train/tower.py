@@ -56,6 +56,9 @@ class TowerStage:
       raise ValueError(
         "loss.wrong_captions is a part of the contrastive loss: loss.contrastive is 0"
       )
+    if unknown := sorted(set(loss.disc.optim) - set(self.config.optim)):
+      known = ", ".join(sorted(self.config.optim))
+      raise ValueError(f"loss.disc.optim: unknown {', '.join(unknown)}; known: {known}")
     if bool(loss.lpips) != bool(loss.lpips_weights):
       raise ValueError(
         "loss.lpips and loss.lpips_weights (a file) are given together or not at all"
@@ -93,7 +96,7 @@ class TowerStage:
     variables = self._tower(base=False).init({"params": names[0]}, images)
     params = {"tower": variables["params"]}
     if self.config.lora.rank:
-      trained, frozen = lora.split(params, self.config.lora)
+      trained, frozen = lora.split(params, self.config.lora, self.config.optim.freeze)
     else:
       trained, frozen = optim.split(params, self.config.optim.freeze)
     opt = {"tower": self._optimizer(trained).init(trained)}
@@ -290,8 +293,9 @@ class TowerStage:
     after = optax.apply_updates(before[0], updates), opt, moved
     on = self._started(state)
     kept = jax.tree.map(lambda new, old: jnp.where(on, new, old), after, before)
-    metrics = {"loss_discriminator": value, "logits_fake": fake, "logits_real": real}
-    return kept, {k: on * v for k, v in metrics.items()}
+    metrics = {"loss_discriminator": value, "logits_fake": fake, "logits_real": real,
+               "grad_norm_discriminator": optax.tree.norm(grads)}  # fmt: skip
+    return kept, {k: jnp.where(on, v, 0) for k, v in metrics.items()}
 
   def _optimizer(self, trained: Tree) -> optax.GradientTransformation:
     return optim.optimizer(self.config.optim, self.config.steps, trained)
