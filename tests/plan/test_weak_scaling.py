@@ -64,9 +64,9 @@ def test_one_device_sends_nothing():
 
 @pytest.mark.parametrize("shape, devices", [("2x2", 4), ("2x4", 8), ("4x4", 16)])
 def test_fsdp_sends_twice_the_weights_and_once_the_gradients(shape, devices):
-  """Bytes are those of the formula. XLA sums some gradients whole (all-reduce) and keeps a slice, for
-  twice the traffic: about a third on 2x2, few on 2x4, and over both dimensions of 4x4 libtpu 0.0.52
-  does so with all; the next test shows what to do there."""
+  """Bytes are those of the formula. XLA sums some gradients whole (all-reduce) and keeps a slice,
+  for twice the traffic: about a third on 2x2, few on 2x4, and over both dimensions of 4x4 libtpu
+  0.0.52 does so with all; the next test shows what to do there."""
   sent, gathered, scattered = planned(shape, devices)
   kinds = [(k, "fsdp") for k in ("all-gather", "reduce-scatter", "all-reduce")]
   assert set(sent) <= set(kinds)
