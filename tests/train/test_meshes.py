@@ -160,7 +160,7 @@ def test_rows_that_a_mesh_does_not_divide_are_refused():
   mesh = sharding.make_mesh(data=8)
   check_rows(c, mesh)
   c.optim.accumulate = 4  # two rows a piece: all eight devices would compute both
-  with pytest.raises(ValueError, match=r"batch_size 8 is not a multiple .* accumulate = 8 x 4"):
+  with pytest.raises(ValueError, match=r"batch_size 8 is not a multiple .*accumulate = 8 x 4"):
     check_rows(c, mesh)
   c.batch_size = 32
   check_rows(c, mesh)
