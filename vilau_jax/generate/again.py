@@ -57,13 +57,13 @@ def quantization(entries: list[dict[str, Any]]) -> str | None:
   Raises:
     ValueError: if it was loaded in several ways.
   """
-  ways = {entry.get("quantize") for entry in entries}
-  if len(ways) > 1:
+  first = entries[0].get("quantize")  # whatever stands there; load knows what it may be
+  if any(entry.get("quantize") != first for entry in entries):
     raise ValueError(
       "some of these files were made with --int8 and some without; give each kind its own file of "
       "metadata"
     )
-  return ways.pop()
+  return first
 
 
 def draw_again(
