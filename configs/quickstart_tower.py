@@ -32,9 +32,9 @@ def get_config(arg=""):
   c.loss.wrong_captions = 1.0
   c.loss.quantizer_start = c.steps * 8 // 100
   c.data.mixture = (
-    dict(path="emoji/train_scenes", weight=0.42),
+    dict(path="emoji/train_scenes", weight=0.44),
     dict(path="emoji/train_videos", weight=0.11),
-    dict(path="easy_vqa/train", weight=0.47),
+    dict(path="easy_vqa/train", weight=0.45),
   )
   c.data.augment = "none"
   c.data.tokenizer_size = 768

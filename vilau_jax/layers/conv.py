@@ -21,6 +21,35 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
   return init
 
 
+def conv_of_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """3x3 convolution of a map made twice as large by nearest neighbour, without that larger map.
+
+  Nine taps on the doubled map see four pixels of the small one; the weights of those that see the
+  same pixel are summed, which saves five ninths of the products. Differs from the nine taps by
+  rounding only.
+
+  Args:
+    x: [B, height, width, in].
+    kernel: [3, 3, in, out]; summed in its own dtype, multiplied in that of x.
+
+  Returns:
+    [B, 2 height, 2 width, out], of x's dtype; outside of the doubled map are zeros.
+  """
+
+  def fold(k, odd):  # an even row sees the one before and its own twice, an odd one the one after
+    return jnp.stack([k[0] + k[1], k[2]] if odd else [k[0], k[1] + k[2]])
+
+  def phase(row, column):  # the outputs at odd or even rows and columns
+    k = fold(fold(kernel, row).swapaxes(0, 1), column).swapaxes(0, 1)
+    pad = ((1 - row, row), (1 - column, column))
+    return jax.lax.conv_general_dilated(
+      x, k.astype(x.dtype), (1, 1), pad, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  y = jnp.stack([jnp.stack([phase(r, c) for c in (0, 1)], 3) for r in (0, 1)], 2)
+  return y.reshape(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], kernel.shape[-1])
+
+
 class Conv(nn.Module):
   """2-D convolution with kernel [size, size, in, out] and torch's default initialisation.
 
@@ -31,6 +60,7 @@ class Conv(nn.Module):
     padding: zeros (low, high) added along both axes.
     axes: logical axes of the input and output channels.
     kernel_init: None is torch's default.
+    doubled: convolve the map made twice as large by nearest neighbour; size 3, stride 1.
   """
 
   features: int
@@ -41,6 +71,7 @@ class Conv(nn.Module):
   bias: bool = True
   dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer | None = None
+  doubled: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,9 +79,11 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     default = fan_in_uniform(math.prod(shape[:3]))
     init = sharding.boxed(self.kernel_init or default, "kernel", "kernel", *self.axes)
-    kernel = self.param("kernel", init, shape).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if self.size == self.stride == 1:
+    kernel, x = self.param("kernel", init, shape), x.astype(self.dtype)
+    kernel = kernel if self.doubled else kernel.astype(self.dtype)
+    if self.doubled:
+      y = conv_of_doubled(x, kernel)
+    elif self.size == self.stride == 1:
       y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
     else:
       y = jax.lax.conv_general_dilated(
@@ -117,10 +150,7 @@ class Upsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, height, width, channels] -> [B, 2 height, 2 width, channels]."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    x = x.reshape(batch, 2 * height, 2 * width, channels)
-    return Conv(channels, dtype=self.dtype, name="conv")(x)
+    return Conv(x.shape[-1], dtype=self.dtype, doubled=True, name="conv")(x)
 
 
 class Downsample(nn.Module):

@@ -233,7 +233,8 @@ def _level(c: CnnConfig, level: int, blocks: int, inputs: int, resample: int) ->
 
 
 def decoder_forward(tower: TowerConfig) -> float:
-  """Codes of one image to pixels."""
+  """Codes of one image to pixels: all nine taps where a map is doubled, as counts of this net are
+  published; `layers.conv.conv_of_doubled` computes four."""
   c, top = tower.decoder, len(tower.decoder.multipliers) - 1
   side, width = level_side(c, top), c.channels * c.multipliers[top]
   grid = tower.latent_grid or tower.grid * tower.quantizer.fold
