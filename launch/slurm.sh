@@ -16,6 +16,7 @@ CHECKOUT=${CHECKOUT:-$SLURM_SUBMIT_DIR}       # of vilau_jax, on a file system t
 PYTHON=${PYTHON:-$CHECKOUT/.venv/bin/python}  # with vilau_jax and jax[cuda13] installed
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}   # cpu: to try it on a cluster without GPUs
 PREEMPTED=85                                  # what `vilau train` says when it was stopped and is not finished
+STARTING=143                                  # SIGTERM met a task that was still starting
 
 cd "$CHECKOUT"
 code=0
@@ -23,8 +24,8 @@ code=0
 # and the first would have the others killed before they can say PREEMPTED.
 srun --kill-on-bad-exit=0 --wait=60 \
   "$PYTHON" -m vilau_jax.cli.main train --distributed=auto --preempted_exit="$PREEMPTED" "$@" || code=$?
-if [ "$code" = "$PREEMPTED" ]; then
-  echo "job $SLURM_JOB_ID was stopped before its end and has saved; it queues again"
+if [ "$code" = "$PREEMPTED" ] || [ "$code" = "$STARTING" ]; then
+  echo "job $SLURM_JOB_ID was stopped before its end; it goes on from its last checkpoint, and queues again for that"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 fi
