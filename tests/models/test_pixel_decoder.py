@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from golden_tower import (
   arrays,
   assert_close,
@@ -212,8 +213,13 @@ def test_remat_changes_nothing():
     return jnp.sum(PixelDecoder(SMALL, remat=remat).apply(variables, z, method=_image) ** 2)
 
   gradient = jax.jit(jax.grad(loss), static_argnums=1)
-  want = gradient(variables, "none")
-  jax.tree.map(assert_close, gradient(variables, "nothing_saveable"), want)
+  want = traverse_util.flatten_dict(gradient(variables, "none"))
+  for key, got in traverse_util.flatten_dict(gradient(variables, "nothing_saveable")).items():
+    if key[-2:] == ("k", "bias"):  # softmax ignores what all keys share: zero but for rounding
+      for noise in (got, want[key]):
+        assert jnp.abs(noise).max() < 1e-5 * jnp.abs(want[*key[:-1], "kernel"]).max()
+    else:
+      assert_close(got, want[key])
   text = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(variables, "nothing_saveable")
   assert "remat" in str(text)
 

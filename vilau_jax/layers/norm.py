@@ -58,8 +58,13 @@ class GroupNorm(nn.Module):
       raise ValueError(f"{channels} channels cannot be split into {self.groups} groups")
     scale = self.param("scale", sharding.boxed(ONES, "norm"), (channels,))
     bias = self.param("bias", sharding.boxed(ZEROS, "norm"), (channels,))
-    y = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
-    axes = (*range(1, x.ndim - 1), y.ndim - 1)
-    y = y - jnp.mean(y, axes, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axes, keepdims=True) + self.eps)
-    return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+    def mean(y):  # of every group, [B, 1, 1, C]
+      # Pixels first, as sums that keep the channels are vectorised; groups would tear them apart.
+      y = jnp.mean(y, tuple(range(1, y.ndim - 1)), keepdims=True)
+      groups = y.reshape(*y.shape[:-1], self.groups, -1)
+      return jnp.broadcast_to(jnp.mean(groups, -1, keepdims=True), groups.shape).reshape(y.shape)
+
+    y = x.astype(jnp.float32)
+    y = y - mean(y)
+    return (y * (jax.lax.rsqrt(mean(y * y) + self.eps) * scale) + bias).astype(x.dtype)
