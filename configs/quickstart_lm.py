@@ -2,7 +2,7 @@ r"""Quickstart, stage 2: a small language model that reads and draws with that t
 
 vilau train --config=configs/quickstart_lm.py --workdir=runs/quickstart/lm
 
-Two CPU cores, about eight minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
+Two CPU cores, six to eleven minutes. Needs runs/quickstart/tower and its codes (`vilau tokenize`)
 in runs/quickstart/codes. Rows of 256 positions hold five drawings, two videos, or two pictures with
 all their questions. Arguments: "smoke" (a few steps), "long" (several times the steps).
 """

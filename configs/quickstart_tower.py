@@ -2,7 +2,7 @@ r"""Quickstart, stage 1: a small vision tower on emoji scenes, emoji videos and 
 
 vilau train --config=configs/quickstart_tower.py --workdir=runs/quickstart/tower
 
-Two CPU cores, about four minutes. The recipe is a small search on exactly this data: 60-pixel
+Two CPU cores, four to seven minutes. The recipe is a small search on exactly this data: 60-pixel
 pictures in 25 patches, 4 codes a patch from 256 entries. Arguments: "smoke" (a few steps, to see
 that all is well), "long" (several times the steps).
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of VILA-U on this machine: pictures in, a model that reads, writes, draws and animates out.
-#   bash launch/quickstart.sh            about 15 minutes of computing on two cores
+#   bash launch/quickstart.sh            15 to 25 minutes of computing on two cores
 #   bash launch/quickstart.sh --smoke    every stage in three minutes, to see that all is well; no quality
 #   bash launch/quickstart.sh --long     about an hour, better pictures
 #   --seed=N, --output=DIR (default runs/quickstart, runs/quickstart-smoke, runs/quickstart-long)

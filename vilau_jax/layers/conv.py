@@ -79,16 +79,16 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     default = fan_in_uniform(math.prod(shape[:3]))
     init = sharding.boxed(self.kernel_init or default, "kernel", "kernel", *self.axes)
-    kernel, x = self.param("kernel", init, shape), x.astype(self.dtype)
-    kernel = kernel if self.doubled else kernel.astype(self.dtype)
+    kernel = self.param("kernel", init, shape)
+    x = x.astype(self.dtype)
     if self.doubled:
       y = conv_of_doubled(x, kernel)
     elif self.size == self.stride == 1:
-      y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+      y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0].astype(self.dtype))
     else:
       y = jax.lax.conv_general_dilated(
         x,
-        kernel,
+        kernel.astype(self.dtype),
         window_strides=(self.stride, self.stride),
         padding=(self.padding, self.padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
