@@ -25,7 +25,7 @@ code=0
 srun --kill-on-bad-exit=0 --wait=60 \
   "$PYTHON" -m vilau_jax.cli.main train --distributed=auto --preempted_exit="$PREEMPTED" "$@" || code=$?
 if [ "$code" = "$PREEMPTED" ] || [ "$code" = "$STARTING" ]; then
-  echo "job $SLURM_JOB_ID was stopped before its end; it goes on from its last checkpoint, and queues again for that"
+  echo "job $SLURM_JOB_ID was stopped before its end; it queues again, to go on from its last checkpoint"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 fi

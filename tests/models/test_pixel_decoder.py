@@ -91,6 +91,12 @@ def test_upsampling_skips_products_but_changes_nothing(side):
   assert side == (1, 1) or cost[0] < 0.8 * cost[1]
 
 
+def test_a_doubled_map_takes_no_other_convolution():
+  x, key = jnp.zeros((1, 4, 4, 2)), jax.random.key(0)
+  with pytest.raises(ValueError, match="got 3, 2 and"):
+    jax.eval_shape(Conv(2, stride=2, doubled=True).init, key, x)
+
+
 def test_decoder_stage_by_stage():
   config, variables = siglip_tower()
   params, data = variables["params"], arrays("a/03_decode.npz")

@@ -60,7 +60,7 @@ class Conv(nn.Module):
     padding: zeros (low, high) added along both axes.
     axes: logical axes of the input and output channels.
     kernel_init: None is torch's default.
-    doubled: convolve the map made twice as large by nearest neighbour; size 3, stride 1.
+    doubled: convolve the map made twice as large by nearest neighbour; only with size 3 and stride 1.
   """
 
   features: int
@@ -75,7 +75,16 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, height, width, in] -> [B, height', width', out]."""
+    """[B, height, width, in] -> [B, height', width', out].
+
+    Raises:
+      ValueError: for `doubled` with another kernel side, stride or padding than its own.
+    """
+    if self.doubled and (self.size, self.stride, self.padding) != (3, 1, (1, 1)):
+      raise ValueError(
+        f"a doubled map is convolved with size 3, stride 1 and padding (1, 1), got {self.size}, "
+        f"{self.stride} and {self.padding}"
+      )
     shape = (self.size, self.size, x.shape[-1], self.features)
     default = fan_in_uniform(math.prod(shape[:3]))
     init = sharding.boxed(self.kernel_init or default, "kernel", "kernel", *self.axes)
