@@ -60,7 +60,7 @@ class Conv(nn.Module):
     padding: zeros (low, high) added along both axes.
     axes: logical axes of the input and output channels.
     kernel_init: None is torch's default.
-    doubled: convolve the map made twice as large by nearest neighbour; only with size 3 and stride 1.
+    doubled: convolve the map made twice as large by nearest neighbour; with size 3, stride 1.
   """
 
   features: int
