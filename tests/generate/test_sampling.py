@@ -94,6 +94,22 @@ def test_top_p_keeps_at_least_the_best():
   np.testing.assert_array_equal(got, [[1, 0, 0]])
 
 
+@pytest.mark.parametrize("digits", [1, 4])  # of CPUs and of accelerators
+def test_thresholds_are_the_largest_that_reach_the_goal(digits, monkeypatch):
+  monkeypatch.setitem(sampling._DIGITS, "cpu", digits)
+  rng, info = np.random.default_rng(0), np.iinfo(np.int32)
+  order = rng.integers(info.min, info.max, (5, 64), np.int32, endpoint=True)
+  order[0, :2], order[1] = (info.min, info.max), rng.integers(-3, 3, 64)
+  weights = rng.integers(0, 5, order.shape, np.int32)
+  for goal in (1, 17, 60):
+    got = np.asarray(sampling._threshold(jnp.asarray(order), jnp.asarray(weights), goal))
+    for row, weight, threshold in zip(order, weights, got):
+      assert weight[row >= threshold].sum() >= goal > weight[row > threshold].sum()
+      assert threshold in row
+  over = sampling._threshold(jnp.asarray(order), jnp.asarray(weights), 10**6)
+  np.testing.assert_array_equal(over, info.min)
+
+
 def test_guidance_is_done_on_logits():
   logits = jnp.array([[1.0, 2.0], [0.0, 3.0], [0.5, 0.5], [1.0, 1.0]])
   got = sampling.guide(logits, jnp.float32(3))

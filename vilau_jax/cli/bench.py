@@ -1,10 +1,11 @@
 """how fast a model of some size runs on this machine
 
-vilau bench --preset=vilau_7b_256 [--set=llm.depth=16,depth.width=1024] [--json_file=FILE]
+vilau bench --preset=vilau_7b_256 --set=dtype=bfloat16[,llm.depth=16,depth.width=1024]
 vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
-    of a copy on the same device. --positions is the room of the cache behind the prompt.
+    of a copy on the same device. --positions is the room of the cache behind the prompt. Presets
+    are float32, and so is every CPU; released weights and training configs are bfloat16.
 vilau bench --preset=vilau_7b_256 --only=image,speculative --window=8
     a position of drawing beside a pass of speculative drawing, which draws several: it wins where a
     model gets more positions a pass (`vilau generate --speculative` says how many) than a pass
@@ -125,7 +126,8 @@ def show(result: dict) -> None:
   from rich.console import Console
   from rich.table import Table
 
-  title = f"{result['device']}, copies at {result['copy_gb_per_s']:.1f} GB/s"
+  dtype = result["config"]["dtype"]
+  title = f"{result['device']}, {dtype}, copies at {result['copy_gb_per_s']:.1f} GB/s"
   table = Table(
     "workload", "ms a call", "+-", "a second", "ms each", "GB/s", "of copy", title=title
   )

@@ -6,11 +6,14 @@ from vilau_jax.plan import flops
 from vilau_jax.plan.hlo import Instruction, Program, runs
 
 # Kernel name contains -> products over the (queries x keys) square, each 2 * L * M * C operations.
-# The backward pass recomputes the scores: dq takes 3 products, dk and dv take 4, all at once 5.
+# The backward pass recomputes the scores: dq takes 3 products, dk and dv take 4, all at once 5; the
+# GPU's kernel does both one after the other, and sums rows of its inputs in another before.
 _SQUARES = (
+  ("mha_preprocess_backward", 0), ("mha_backward", 7),
   ("dkv_dq", 5), ("fused_bwd", 5), ("fmhasoftmaxbackward", 5), ("dkv", 4), ("dq", 3),
   ("fwd", 2), ("forward", 2), ("fmhasoftmax", 2), ("attention", 2),
 )  # fmt: skip
+_TRITON = "__gpu$xla.gpu.triton"
 
 
 def kernel_calls(program: Program) -> list[tuple[str, float, float]]:
@@ -34,8 +37,9 @@ def kernel_calls(program: Program) -> list[tuple[str, float, float]]:
 
 
 def _is_kernel(i: Instruction) -> bool:
-  mosaic = 'custom_call_target="tpu_custom_call"' in i.rest
-  return i.op == "custom-call" and (mosaic or "__cudnn$fmha" in i.rest)
+  return i.op == "custom-call" and any(
+    target in i.rest for target in ('="tpu_custom_call"', _TRITON, "__cudnn$fmha")
+  )
 
 
 def _name(i: Instruction) -> str:
@@ -50,10 +54,12 @@ def _name(i: Instruction) -> str:
 
 def _causal(here: dict[str, Instruction], i: Instruction) -> float:
   """Both products of a causal forward pass, from the first two operands of four or three axes:
-  queries [.., heads, L, C] and keys [.., M, C]."""
+  queries [.., heads, L, C] and keys [.., M, C]; in the GPU's kernel [.., L, heads, C]."""
   arrays = [here[o].arrays[0] for o in i.operands if here[o].arrays]
   shaped = [a for a in arrays if len(a.dims) >= 3 and a.dtype in ("bf16", "f16", "f32")]
   queries, keys = shaped[0].dims, shaped[1].dims
+  if _TRITON in i.rest:
+    queries, keys = ((*d[:-3], d[-2], d[-3], d[-1]) for d in (queries, keys))
   outer = 1
   for size in queries[:-2]:
     outer *= size
