@@ -43,6 +43,6 @@ def get_config(arg=""):
   c.log.update(
     dict(every=4, samples_every=c.steps)
     if arg == "smoke"
-    else dict(every=25, samples_every=c.steps // 4)
+    else dict(every=25, samples_every=-(-c.steps // 4))  # the last of four after the last step
   )
   return c

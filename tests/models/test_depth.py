@@ -206,6 +206,7 @@ def on_one_device():
   return logits, grads
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("shape", MESHES)
 def test_every_mesh_gives_the_same_logits_and_gradients(shape, on_one_device):
   args = inputs()

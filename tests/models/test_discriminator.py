@@ -108,6 +108,7 @@ def test_init_leaves_the_statistics_alone():
   assert not stats["norm_1"]["initialized"]
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("norm", ["batch", "actnorm"])
 def test_statistics_are_global_on_a_mesh(norm):
   net = PatchDiscriminator(channels=8, layers=1, norm=norm)

@@ -259,6 +259,7 @@ def test_compute_dtype_and_parameter_dtype():
   assert logits.dtype == jnp.float32
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("shape", MESHES)
 def test_every_mesh_gives_the_same_logits_and_gradients(shape):
   c = LlamaConfig(

@@ -88,6 +88,7 @@ def test_every_parameter_names_its_axes(name):
     assert leaf.value.dtype == "float32", where
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("name", ["vilau_7b_256", "vilau_7b_384", "vilau_1b3_256"])
 @pytest.mark.parametrize(
   "shape, ways", [({"fsdp": 8}, 8), ({"data": 2, "fsdp": 2, "tensor": 2}, 4)]

@@ -205,6 +205,7 @@ def test_bfloat16_features_are_quantised_in_float32():
   assert got.z.dtype == jnp.bfloat16 and got.commitment.dtype == jnp.float32
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
   "mesh",
   [

@@ -134,6 +134,7 @@ def _count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
   ("preset", "want", "codebook"),
   [

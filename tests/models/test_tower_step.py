@@ -32,6 +32,7 @@ def _step(config, remat):
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
   ("name", "mesh", "remat"),
   [

@@ -283,6 +283,7 @@ def single_device():
   return run, batch, jax.jit(run)(params, batch, codebook)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("shape", MESHES)
 def test_every_mesh_gives_the_same_logits_and_gradients(shape):
   (run, batch, want), (params, codebook) = single_device(), variables(tiny())

@@ -43,6 +43,7 @@ def test_blocks_of_any_size_give_the_plain_loss_and_gradients(block):
   jax.tree.map(assert_close, got, gradients(plain, *case()))
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(("tensor", "entries"), [(2, 24), (4, 24), (2, 22), (4, 28)])
 def test_classes_sharded_over_a_mesh(tensor, entries):
   """22 and 28 classes leave 11 and 7 a shard: blocks of 3 are filled up."""
@@ -63,6 +64,7 @@ def test_a_vocabulary_of_any_size_has_few_blocks(entries, blocks):
   assert heads._pieces(entries, 2048) == blocks
 
 
+@pytest.mark.mesh
 def test_the_first_of_equal_classes_is_the_likeliest():
   x, kernel, bias, wanted, size = case()
   head = Head(x, 0 * kernel, 0 * bias, size)

@@ -38,6 +38,7 @@ def test_sigmoid_contrastive_is_the_double_sum(ids):
   assert_close(got, want)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
   "shape", [dict(data=1), dict(data=2), dict(data=2, fsdp=2), dict(data=8), dict(fsdp=4, tensor=2)]
 )

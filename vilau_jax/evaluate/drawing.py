@@ -191,14 +191,16 @@ def _mixed(test: TestSet, count: int) -> TestSet:
 
 def _objects(judge: Judge, seen: Sequence[Seen], test: TestSet) -> dict[str, Any]:
   names = judge.names
-  table = np.zeros((len(names), len(names) + 1), int)
+  kinds = {asked.objects[0].name for asked in test.scenes if asked.kind == "count"}
+  rows = [name for name in names if name in kinds] or names
+  table = np.zeros((len(rows), len(names) + 1), int)
   for saw, asked in zip(seen, test.scenes):
     if asked.kind == "count":
-      row = names.index(asked.objects[0].name)
+      row = rows.index(asked.objects[0].name)
       for found in saw.objects:
         table[row, names.index(found.name)] += 1
       table[row, -1] += not saw.objects
-  return {"table": table.tolist(), "rows": names, "columns": (*names, "nothing")}
+  return {"table": table.tolist(), "rows": rows, "columns": (*names, "nothing")}
 
 
 def _counts(seen: Sequence[Seen], test: TestSet) -> dict[str, Any]:
