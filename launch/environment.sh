@@ -20,7 +20,11 @@ prepare_environment() {
   base=$(find_python)
   if [ ! -x "$venv/bin/python" ]; then
     echo "== making $venv with $("$base" --version)"
-    "$base" -m venv "$venv" || {
+    # Colab and bare Debian have pip, but not what a venv makes its own from.
+    "$base" -m venv "$venv" 2>/dev/null || {
+      "$base" -m venv --without-pip "$venv" &&
+        "$base" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check pip
+    } || {
       echo "'$base -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
       return 1
     }

@@ -22,21 +22,24 @@ import sys
 
 REPOSITORY = ""  # Colab only: the git URL of vilau_jax
 
-if "google.colab" in sys.modules and not pathlib.Path("vilau_jax").exists():
+if pathlib.Path("../vilau_jax/api.py").exists():  # the kernel started in notebooks/
+  os.chdir("..")
+elif "google.colab" in sys.modules and pathlib.Path("vilau_jax/setup.py").exists():
+  os.chdir("vilau_jax")  # the session was restarted
+elif "google.colab" in sys.modules and not pathlib.Path("setup.py").exists():
   assert REPOSITORY, "fill in REPOSITORY, the git URL from which vilau_jax is cloned"
   subprocess.run(["git", "clone", "-q", REPOSITORY, "vilau_jax"], check=True)
   os.chdir("vilau_jax")
   if pathlib.Path("/dev/nvidia0").exists():
-    accelerator = ["jax[cuda13]"]  # a GPU runtime
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    accelerator = ["jax[cuda13]" if int(driver.split(".")[0]) >= 580 else "jax[cuda12]"]
   elif any(pathlib.Path("/dev").glob("accel*")) or pathlib.Path("/dev/vfio/0").exists():
     accelerator = ["jax[tpu]"]
   else:
     accelerator = []
   install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart]", *accelerator]
   subprocess.run(install, check=True)
-  sys.path.insert(0, os.getcwd())
-elif pathlib.Path("../vilau_jax/api.py").exists():  # the kernel started in notebooks/
-  os.chdir("..")
 sys.path.insert(0, os.getcwd())
 
 import jax
@@ -67,6 +70,8 @@ BASE = pathlib.Path(os.environ.get("VILAU_MODEL", "runs/quickstart/finetune"))
 FOLDER = os.environ.get("VILAU_FOLDER", "")  # NAME.png beside NAME.txt; empty: pictures made here
 WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")).absolute() / "own"
 STEPS = int(os.environ.get("VILAU_STEPS", "40"))
+if not BASE.exists() and "VILAU_MODEL" not in os.environ:
+  subprocess.run(["bash", "launch/quickstart.sh"], check=True)  # a quarter of an hour and more
 model = vilau_jax.load(BASE)
 side = model.config.tower.image_size
 

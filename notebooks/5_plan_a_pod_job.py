@@ -23,14 +23,15 @@ import sys
 
 REPOSITORY = ""  # Colab only: the git URL of vilau_jax
 
-if "google.colab" in sys.modules and not pathlib.Path("vilau_jax").exists():
+if pathlib.Path("../vilau_jax/api.py").exists():  # the kernel started in notebooks/
+  os.chdir("..")
+elif "google.colab" in sys.modules and pathlib.Path("vilau_jax/setup.py").exists():
+  os.chdir("vilau_jax")  # the session was restarted
+elif "google.colab" in sys.modules and not pathlib.Path("setup.py").exists():
   assert REPOSITORY, "fill in REPOSITORY, the git URL from which vilau_jax is cloned"
   subprocess.run(["git", "clone", "-q", REPOSITORY, "vilau_jax"], check=True)
   os.chdir("vilau_jax")
   subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".[plan]"], check=True)
-  sys.path.insert(0, os.getcwd())
-elif pathlib.Path("../vilau_jax/api.py").exists():  # the kernel started in notebooks/
-  os.chdir("..")
 sys.path.insert(0, os.getcwd())
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # no device of this machine takes part

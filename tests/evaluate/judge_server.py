@@ -14,7 +14,7 @@ class JudgeServer:
   Args:
     reply: message text of a request body.
     troubles: what happens to the first requests, one each: "429", "500", "timeout", "drop",
-      "html", "empty", "no choices", "401"; then all is well.
+      "html", "empty", "no choices", "400", "401"; then all is well.
 
   Attributes:
     bodies: every request, in order.
@@ -68,7 +68,7 @@ class JudgeServer:
     if trouble == "timeout":
       time.sleep(0.8)
       return None
-    if trouble in ("429", "500", "401"):
+    if trouble in ("429", "500", "400", "401"):
       return self._send(http_request, int(trouble), b'{"error": {"message": "not now"}}')
     if trouble == "html":
       return self._send(http_request, 200, b"<html>a proxy's page</html>")

@@ -50,6 +50,19 @@ def test_what_the_judge_refuses_is_not_tried_again(tmp_path):
     JudgeSettings("http://localhost:8000", "")
 
 
+def test_a_refused_question_costs_only_its_own_verdict(tmp_path):
+  with JudgeServer(yes, ["400"]).running() as server:
+    judge = Judge(settings(server), tmp_path / "v.jsonl")
+    with pytest.raises(ValueError, match="refuses: HTTP 400"):  # as it would any, for all we know
+      judge.ask(ASK)
+    judge.ask(ASK)
+    server.troubles = ["400"] * 5
+    asked = [[{"role": "user", "content": str(i)}] for i in range(6)]
+    got = judge.map(judge.ask, asked)
+  assert sum(reply is None for reply in got) == 5 and yes({}) in got
+  assert judge.failures == {"refused": 5} and len(server.bodies) == 8
+
+
 def test_verdicts_are_remembered_and_a_half_line_is_dropped(tmp_path):
   path = tmp_path / "v.jsonl"
   with JudgeServer(lambda body: f"reply {len(server.bodies)}").running() as server:
@@ -83,14 +96,14 @@ def test_a_dead_judge_is_given_up(tmp_path):
       judge.ask(ASK)
 
 
-def evaluate(name, root, out, server, prompt, **options):
+def evaluate(name, root, out, server, prompt, predictions=None, **options):
   rows = runner.catalogue.create(name, root, Options()).requests()
   answers = out.parent / "answers.jsonl"
   answers.write_text("".join(json.dumps({"id": r.id, "answer": f"said {r.id}"}) + "\n"
                              for r in rows))  # fmt: skip
   judge = settings(server, tries=2, concurrency=1)
   return runner.run(
-    name, data=root, output=out, predictions=answers,
+    name, data=root, output=out, predictions=predictions or answers,
     options=Options(judge=judge, judge_prompt=str(prompt), **options),
   )  # fmt: skip
 
@@ -116,6 +129,9 @@ def test_video_questions_are_judged(tmp_path):
     assert "another prompt" in " ".join(paper.differences(result))
     counted = evaluate(*where, unparsed="no")
     assert counted["metrics"]["accuracy"] == pytest.approx(100 / 3)
+    submission = tmp_path / "out" / "submission.jsonl"  # where "answer" is the truth
+    again = evaluate(*where, predictions=submission)
+    assert again["metrics"] == result["metrics"]
     assert len(server.bodies) == count  # every verdict was remembered
 
 

@@ -110,7 +110,7 @@ def test_vbench_tasks_get_videos(tmp_path):
   docs = [{"sample_index": 2, "seed": 7}]
   run = harness(docs, output_dir=str(tmp_path))
   got = run.generate([request("a red road", {}, visual, 0, "vbench_color", "test")])
-  assert got == [str(tmp_path / "vbench" / "a red road-2.mp4")]
+  assert got == [str(tmp_path / "vbench" / model().identity() / "a red road-2.mp4")]
   assert pathlib.Path(got[0]).stat().st_size > 0
 
 

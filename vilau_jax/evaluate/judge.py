@@ -2,7 +2,8 @@
 
 Every reply is kept in verdicts.jsonl under a hash of what was asked, so an interrupted run asks
 nothing twice. Time-outs, 429, 5xx, dropped connections and replies that are no chat completion are
-tried again, waiting longer each time; what stays without a reply is reported, never invented.
+tried again, waiting longer each time; what stays without a reply is reported, never invented. So is
+a question that a server which has answered others refuses: a content filter's, or one too long.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from vilau_jax import jsons
 
 Messages = list[dict[str, str]]
 _AGAIN = (408, 409, 425, 429)  # beside 5xx
+_REFUSED = (400, 413, 422)  # perhaps this question only
 _DEAD_AFTER = 3  # questions in a row without any reply: the judge is gone
 
 
@@ -81,6 +83,10 @@ class Unjudged(Exception):
   """No reply in spite of all tries."""
 
 
+class _Refused(Unjudged):
+  """The server wants no such question; it is not gone."""
+
+
 class Judge:
   """A judge with a memory.
 
@@ -116,8 +122,8 @@ class Judge:
       **parameters: temperature, max_tokens and the like; None is left out.
 
     Raises:
-      Unjudged: if there was no reply.
-      ValueError: if the server refuses the question as such (wrong key, unknown model).
+      Unjudged: if there was no reply, or the server refuses this question but answered another.
+      ValueError: if the server refuses any question (wrong key, unknown model).
     """
     parameters = {k: v for k, v in parameters.items() if v is not None}
     body = {"model": self.settings.model, "messages": messages, **parameters}
@@ -130,9 +136,9 @@ class Judge:
         raise Unjudged(f"the judge gave no reply to {self._in_a_row} questions in a row")
     try:
       reply = self._try(json.dumps(body).encode())
-    except Unjudged:
+    except Unjudged as error:
       with self._lock:
-        self._in_a_row += 1
+        self._in_a_row = 0 if isinstance(error, _Refused) else self._in_a_row + 1
       raise
     with self._lock:
       self._in_a_row = 0
@@ -173,7 +179,12 @@ class Judge:
         if error.code < 500 and error.code not in _AGAIN:
           text = error.read(300).decode("utf-8", "replace")
           text = text.replace(self.settings.key() or "\0", "***")  # some servers repeat it
-          raise ValueError(f"the judge at {self.settings.shown} refuses: {why} {text}") from error
+          why = f"the judge at {self.settings.shown} refuses: {why} {text}"
+          if error.code not in _REFUSED or not self._replies:
+            raise ValueError(why) from error
+          with self._lock:
+            self.failures["refused"] = self.failures.get("refused", 0) + 1
+          raise _Refused(why) from error
         wait = max(wait, _seconds(error.headers.get("Retry-After")))
       except TimeoutError:
         why = "timeout"

@@ -221,7 +221,8 @@ class Harness:
     """A video for a vbench task; the answer is where it lies."""
     prompt, _, _, name, task, split = args
     doc = self.documents(task, split, name)
-    path = self.output / "vbench" / f"{prompt}-{doc['sample_index']}.mp4"
+    folder = self.output / "vbench" / model.identity()  # clips of another model are not this one's
+    path = folder / f"{prompt}-{doc['sample_index']}.mp4"
     if not path.exists():
       frames = model.generate_videos([prompt], seed=[int(doc["seed"])])[0]
       media.write_video(frames, path, _VBENCH_FPS)

@@ -74,6 +74,10 @@ class VideoQa(Answering):
               for suffix in SUFFIXES]  # fmt: skip
     return find_media(self.data, f"question {name}", *places)
 
+  def adopt(self, rows, requests):
+    """In VILA's files, and in submission.jsonl, "pred" is the answer and "answer" the truth."""
+    return [{**row, "answer": row["pred"]} if "pred" in row else row for row in rows]
+
   def score(self, requests: Sequence[Request], found: Found) -> Scores:
     given = {r.id: answer(found.rows, r.id) or "" for r in requests}
     rows = [{"id": r.id, **r.truth, "pred": given[r.id]} for r in requests]
