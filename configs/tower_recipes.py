@@ -1,6 +1,13 @@
 r"""Appendix C: five recipes for the 256 px tower that do not work, and how each differs.
 
 vilau train --config=configs/tower_recipes.py:c0 --workdir=gs://BUCKET/recipe_c0 \
+  --config.data.root=gs://BUCKET/records --config.data.tower_tokenizer=FILE
+vilau train --config=configs/tower_recipes.py:c1 --workdir=gs://BUCKET/recipe_c1 \
+  --config.data.root=gs://BUCKET/records --config.init_from.text=gs://BUCKET/siglip_large_256
+vilau train --config=configs/tower_recipes.py:c2 --workdir=gs://BUCKET/recipe_c2 \
+  --config.data.root=gs://BUCKET/records --config.data.tower_tokenizer=FILE \
+  --config.init_from.encoder=gs://BUCKET/rqvae_256 --config.init_from.decoder=gs://BUCKET/rqvae_256
+vilau train --config=configs/tower_recipes.py:c3 --workdir=gs://BUCKET/recipe_c3 \
   --config.data.root=gs://BUCKET/records --config.init_from.siglip=gs://BUCKET/siglip_large_256
 
 | argument | differs from tower_256.py in | what the paper saw |
@@ -11,9 +18,8 @@ vilau train --config=configs/tower_recipes.py:c0 --workdir=gs://BUCKET/recipe_c0
 | c3 | the vision encoder is frozen; decoder and codebook learn | poor reconstruction |
 | c4 | the text encoder learns | the contrastive loss damages the text weights early |
 
-64 TPU v5e chips (v5e:8x8). c2 starts from a trained rqvae_256.py: it needs
---config.init_from.encoder=gs://BUCKET/rqvae_256 and --config.init_from.decoder=the same, and a
-tokenizer, --config.data.tower_tokenizer=FILE, as c0 does.
+c4 as c3. 64 TPU v5e chips (v5e:8x8). FILE is a tokenizer, for texts that nothing pretrained reads;
+c2 starts from a trained rqvae_256.py.
 
 Where the numbers come from: tower_256.py; the paper describes each recipe in a sentence.
 """

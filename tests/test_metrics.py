@@ -46,3 +46,24 @@ def test_what_is_not_finite_is_named_with_its_step(tmp_path):
   with pytest.raises(metrics.NonFiniteError, match="step 2"):
     writer.add(4, {"loss": jnp.float32(1), "loss_text": jnp.float32(1)})
   writer.close()
+
+
+def test_a_line_tells_of_the_steps_before_a_stop_too(tmp_path):
+  def run(name, start, end, unwritten=()):
+    writer = metrics.MetricWriter(
+      tmp_path / name, start=start, steps=20, every=10, unwritten=unwritten
+    )
+    for step in range(start, end):
+      writer.add(step + 1, {"loss": np.float32(0.1 * step), "by_depth": np.arange(2) + 1 / 3})
+    writer.check()
+    writer.close()
+    return json.loads(json.dumps(writer.position()))["unwritten"]  # as a checkpoint keeps it
+
+  for name in ("whole", "cut"):
+    (tmp_path / name).mkdir()
+  assert run("whole", 0, 20) == []
+  run("cut", 13, 20, run("cut", 7, 13, run("cut", 0, 7)))
+  logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+  values = [[json.loads(x) for x in log.splitlines()] for log in logs]
+  said = [[(x["step"], x["loss"], x["by_depth/2"]) for x in log] for log in values]
+  assert said[0] == said[1] and [step for step, *_ in said[0]] == [10, 20]

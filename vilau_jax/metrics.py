@@ -6,6 +6,7 @@ a non-finite loss is found at the step and in the part where it appeared.
 
 import json
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ class MetricWriter:
     speed: Speed | None = None,
     skips: int = 0,
     skipped: int = 0,
+    unwritten: Iterable[Sequence[Any]] = (),
   ):
     """Opens the logs of a run that is at step `start`; later lines of an earlier attempt go.
 
@@ -70,11 +72,12 @@ class MetricWriter:
       speed: counts what steps process; None: lines tell no speed.
       skips: steps that may be left out because they are not finite (metrics "skipped").
       skipped: steps already left out.
+      unwritten: steps done since the last line, and their values; see `position`.
     """
     self._every, self._steps, self._speed = every, steps, speed
     self._skips, self.skipped = skips, skipped
     self._pending: list[tuple[int, dict[str, Any]]] = []
-    self._checked: list[tuple[int, dict[str, float]]] = []
+    self._checked: list[tuple[int, dict[str, float]]] = [(step, v) for step, v in unwritten]
     self._latest: dict[str, float] = {}
     self._opened, self._first = time.monotonic(), start + 1
     self._before = {"useful": 0.0, "elapsed": 0.0}
@@ -147,6 +150,11 @@ class MetricWriter:
         )  # fmt: skip
       else:
         self._checked.append((step, values))
+
+  def position(self) -> dict[str, Any]:
+    """What a run that goes on behind the last step checked must know, as JSON: steps left out, and
+    the values since the last line, whose mean the next line says."""
+    return {"skipped": self.skipped, "unwritten": list(self._checked)}
 
   def _write(self, step: int) -> None:
     self.check()

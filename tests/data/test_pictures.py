@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import numpy as np
@@ -121,3 +122,21 @@ def test_tower_records_need_pictures_and_captions(tmp_path, tower_tokenizer):
       pictures.tower_dataset(data, tower_tokenizer, image_size=8, batch_size=1, seed=0)
   with pytest.raises(ValueError, match=r"data\.augment"):
     pictures.tower_dataset({"augment": "flip"}, None, image_size=8, batch_size=1, seed=0)
+
+
+def test_what_an_import_counted_is_not_looked_through(tmp_path, tower_tokenizer, monkeypatch):
+  with records.Writer(tmp_path / "a", "a") as writer:
+    writer.write({"id": "p", "kind": "pair", "caption": "x", "images": [picture(0)]})
+    writer.write({"id": "q", "kind": "pair", "caption": " ", "images": [picture(0)]})
+  info = tmp_path / "a" / records.INFO
+  counted = json.loads(info.read_text()) | {"features": {"images": 2, "caption": 2}}
+  info.write_text(json.dumps(counted))
+  data = dict(mixture=(dict(path=str(tmp_path / "a"), weight=1.0),))
+  make = lambda: pictures.tower_dataset(  # noqa: E731
+    data, tower_tokenizer, image_size=8, batch_size=2, seed=0
+  )
+  with pytest.raises(ValueError, match="record 'q' has an empty caption"):
+    make()[0]  # as late as its turn comes
+  info.write_text(json.dumps(counted | {"features": {"images": 2, "caption": 1}}))
+  with pytest.raises(ValueError, match="record 'q' has an empty caption"):
+    make()

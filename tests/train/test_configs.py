@@ -1,5 +1,6 @@
 """Every file in configs/ builds, and its step is traced for two steps without a single weight."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -9,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vilau_jax import sharding
-from vilau_jax.train import defaults, step
+from vilau_jax.train import defaults, samples, step
 from vilau_jax.train.experiment import CHANGEABLE, check_same, jsonable
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -48,6 +49,26 @@ def test_two_steps_in_the_abstract(file, arg):
   shapes = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, again)
   assert all(jax.tree.leaves(shapes))
   assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("file, arg", CASES, ids=lambda x: getattr(x, "stem", x))
+def test_a_run_may_draw_what_it_wants_to_show(file, arg):
+  samples.check(load(file, arg))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_the_command_in_the_header_names_fields_that_exist(file):
+  for line in re.findall(r"^vilau train (?:.*\\\n)*.*$", load_docstring(file), re.MULTILINE):
+    typed = line.replace("\\\n", " ").split()[2:]
+    path, _, arg = typed[0].removeprefix("--config=").partition(":")
+    assert FOLDER.parent / path == file
+    config = ConfigDict(load(file, arg).to_dict())
+    for flag in typed[1:]:
+      name, _, value = flag.partition("=")
+      if name != "--workdir":
+        *parents, leaf = name.removeprefix("--config.").split(".")
+        at = functools.reduce(lambda tree, key: tree[key], parents, config)
+        assert leaf in at and value, f"{flag}: no such field"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

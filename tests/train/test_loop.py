@@ -119,6 +119,23 @@ def test_a_stopped_tower_run_goes_on_exactly(tower_run, tmp_path, mesh):
   assert_same_run(whole, tmp_path / "cut")
 
 
+@pytest.mark.parametrize("stage", ["tower_run", "lm_run"])
+def test_processes_that_read_ahead_change_nothing(stage, request, tmp_path):
+  config, workdir = request.getfixturevalue(stage)
+  other = ConfigDict(config.to_dict())
+  other.data.workers = 2
+  train(other, tmp_path / "run")
+  assert [kept(x) for x in lines(tmp_path / "run")] == [kept(x) for x in lines(workdir)]
+
+
+def test_drawings_that_cannot_be_made_are_refused_at_once(lm_run, tmp_path):
+  config = ConfigDict(lm_run[0].to_dict())
+  config.log.samples_every = 4
+  with pytest.raises(ValueError, match=r"log\.samples_every is set, but log\.prompts is empty"):
+    train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 @BOTH_MESHES
 def test_a_stopped_lm_run_goes_on_exactly(lm_run, tmp_path, mesh):
   config = ConfigDict(lm_run[0].to_dict())

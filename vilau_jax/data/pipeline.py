@@ -249,8 +249,18 @@ class PackedRows:
     self.branches = any(source.settings.independent_turns for source in sources)
     # Number of rows before each window that was counted; the first of them is window self._first.
     self._first, self._starts = anchor[0], [anchor[1]]
+    self._remember()
+
+  def _remember(self) -> None:
     self._lock = threading.Lock()
     self._plan = functools.lru_cache(maxsize=8)(self._plan_window)
+
+  def __getstate__(self) -> dict[str, Any]:  # on its way to a process that reads ahead
+    return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan")}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state)
+    self._remember()
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     samples = [self._sample(p) for p in self.positions(index)]

@@ -109,7 +109,7 @@ def lm() -> ConfigDict:
   """Fields of a stage "lm" experiment: pre-training and fine-tuning."""
   c = _shared()
   c.stage, c.steps, c.batch_size = "lm", 6_000, 4096
-  c.log.prompts = ()  # what samples are drawn for
+  c.log.samples_every, c.log.prompts = 0, ()  # prompts: what samples are drawn for
   c.model = dict(preset="vilau_7b_256", dtype="bfloat16", remat="nothing_saveable")
   c.optim = _optim(peak_lr=5e-5, warmup=180)
   c.optim.freeze = ()

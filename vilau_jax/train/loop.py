@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import grain
 import jax
-from absl import logging
+from absl import flags, logging
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -57,6 +57,7 @@ def train(
   """
   began = time.monotonic()
   experiments.check(config, workdir)
+  samples.check(config)
   workdir = epath.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as closing:
@@ -108,7 +109,7 @@ def _run(
         writer.check()  # a checkpoint never holds what is not finite
         with batches.speed.away():
           dog.at(f"the checkpoint of step {done}")
-          place = batches.position(done) | {"skipped": writer.skipped}
+          place = batches.position(done) | writer.position()
           saved.save(
             done, state, {"tower_id": run.tower_id}, place, force=stop or done == config.steps
           )
@@ -202,6 +203,7 @@ def _writer(run: Experiment, start: int, speed: Speed, position: dict[str, Any])
   return MetricWriter(
     run.workdir, start=start, steps=c.steps, every=c.log.every, speed=speed,
     skips=c.guard.nonfinite_skips, skipped=position.get("skipped", 0),
+    unwritten=position.get("unwritten", ()),
   )  # fmt: skip
 
 
@@ -257,6 +259,7 @@ class Batches:
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
     reader = dataset[start:].to_iter_dataset(options)
     if data.workers:
+      flags.FLAGS.mark_as_parsed()  # grain's workers read theirs; ours are others (cli/main.py)
       reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
     self._reader = iter(reader)
 

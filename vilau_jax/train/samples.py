@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint, lora
 from vilau_jax.data import media
@@ -16,6 +17,22 @@ from vilau_jax.train.tower import normalise
 
 SHOWN = 8
 Drawer = Callable[[State, Tree, int], np.ndarray]
+
+
+def check(config: ConfigDict) -> None:
+  """Before a run starts: whether it can draw what log.samples_every wants.
+
+  Raises:
+    ValueError: saying why not.
+  """
+  if not config.log.samples_every or config.stage == "tower":
+    return
+  if not config.log.prompts:
+    raise ValueError("log.samples_every is set, but log.prompts is empty")
+  if config.lora.base:
+    raise ValueError("log.samples_every must be 0 with lora.base: quantised weights do not draw")
+  if jax.process_count() > 1:
+    raise ValueError("log.samples_every must be 0 with several processes in stage 'lm'")
 
 
 def drawer(run: Experiment, stage: Any, mesh: jax.sharding.Mesh) -> Drawer:
@@ -63,12 +80,6 @@ def _reconstructions(run: Experiment, stage: Any, mesh: jax.sharding.Mesh):
 def _drawings(run: Experiment, stage: Any, mesh: jax.sharding.Mesh):
   """One drawing for each of log.prompts, with the model's own sampling defaults."""
   prompts = list(run.config.log.prompts)
-  if not prompts:
-    raise ValueError("log.samples_every is set, but log.prompts is empty")
-  if run.config.lora.base:
-    raise ValueError("log.samples_every must be 0 with lora.base: quantised weights do not draw")
-  if jax.process_count() > 1:
-    raise ValueError("log.samples_every must be 0 with several processes in stage 'lm'")
 
   def sheet(state: State, frozen: Tree) -> np.ndarray:
     from vilau_jax import api  # generation is needed for samples only
