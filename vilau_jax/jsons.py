@@ -12,13 +12,13 @@ def parse(text: str | bytes) -> Any:
   for nesting and a bare ValueError for numbers of thousands of digits.
 
   Args:
-    text: a string, or bytes in UTF-8.
+    text: a string, or bytes in UTF-8, with a byte order mark or without.
 
   Raises:
     ValueError: if it is not UTF-8, or not JSON.
   """
   try:
-    return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
   except UnicodeDecodeError as error:
     raise ValueError(f"not UTF-8 (byte {error.start})") from error
   except RecursionError as error:

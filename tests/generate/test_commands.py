@@ -52,6 +52,20 @@ def test_generate_writes_pictures_that_can_be_made_again(model, tmp_path, capsys
   assert len(json.loads((tmp_path / "out" / "metadata.json").read_text())) == 5
 
 
+def test_prompts_are_looked_at_before_any_is_drawn(model, tmp_path, capsys):
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_bytes("\ufeffa dog\n".encode() + b"a cat\n" * 8 + b"sea " * 2000)
+  typed = ["generate", "image", f"--model={model}", f"--output={tmp_path / 'out'}"]
+  assert vilau(*typed, f"--prompts_file={prompts}", "--batch_size=2") == 2
+  assert "prompt 9 has 6068 positions" in capsys.readouterr().err
+  assert not list(tmp_path.glob("out/*.png"))
+  prompts.write_bytes("\ufeffa dog\n".encode())
+  assert vilau(*typed, f"--prompts_file={prompts}") == 0
+  assert json.loads((tmp_path / "out" / "metadata.json").read_text())[0]["prompt"] == "a dog"
+  assert vilau(*typed, "--prompt=a dog", "--num_frames=7", "--fps=3") == 2
+  assert "--fps, --num_frames would have no effect here" in capsys.readouterr().err
+
+
 def test_generate_video_writes_mp4(model, tmp_path):
   out = tmp_path / "out"
   assert vilau("generate", "video", f"--model={model}", "--prompt=a dog", f"--output={out}") == 0

@@ -205,6 +205,8 @@ def test_the_command(model, prompts, tmp_path, capsys):
     (["--process_index=2", "--process_count=2"], r"must be in 0..1"),
     (["--tensor=3"], "cannot be divided by 3"),
     (["--fps=0.001"], "frames a second"),
+    (["--num_frames=2", "--fps=3"], "--fps, --num_frames would have no effect here: --kind=image"),
+    (["--kind=text", "--fps=3"], "--fps would have no effect here"),
     (["--output=" + str(prompts / "out")], "cannot write"),
   ):
     assert vilau(*typed, f"--output={tmp_path / 'new'}", *extra) == 2

@@ -62,6 +62,20 @@ def test_told_to_draw_it_draws_what_generate_images_draws():
     tiny().generate(["a dog"], answer="song")
   with pytest.raises(ValueError, match="context is 1024"):
     tiny().generate(["sea " * 2000], answer="image")
+  with pytest.raises(ValueError, match="prompt 1 has 6066 positions"):
+    tiny().generate(["Hello", "sea " * 2000])
+  with pytest.raises(ValueError, match="prompt 1 has"):  # of the prompts, not of the outputs
+    tiny().generate_images(["ok", "sea " * 2000], num_images=4)
+
+
+def test_a_picture_that_just_fits_is_drawn():
+  model = tiny()
+  words = next(
+    text for n in range(300, 400) for text in ["sea " * n + "a" * k for k in range(1, 9)]
+    if len(model.runtime.prompts([text], "image")[0].tokens) == model.runtime.engine.context - 17
+  )  # fmt: skip
+  [[drawn]] = model.generate([words], answer="image", max_new_tokens=1)
+  assert drawn.shape == model.generate_images([words])[0].shape
 
 
 def eager(marker: str) -> vilau_jax.VilaU:

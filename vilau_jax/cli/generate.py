@@ -89,8 +89,8 @@ def main(argv: list[str]) -> int:
   if _AGAIN.value:
     given.only(FLAGS, _WITH_METADATA, "--from_metadata takes everything else from the file")
     return again()
-  if _FIRST.value and argv != ["video"]:
-    raise ValueError("--first_frame is for videos")
+  if argv == ["image"]:
+    given.none(FLAGS, ("num_frames", "fps", "first_frame"), "they are for videos")
   return draw(argv[0], _prompts())
 
 
@@ -101,6 +101,8 @@ def draw(kind: str, prompts: list[str]) -> int:
 
   gallery, watch = Gallery(_OUTPUT.value), Watch()
   model = watch.load(_MODEL.value, quantize="int8" if _INT8.value else None)
+  frames = 1 if kind == "image" else model.runtime.check_frames(_FRAMES.value)
+  model.runtime.drawing(prompts, 1, kind, 0, frames=frames)  # all fit, or none is drawn
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
   with watch.drawing(len(tasks)):
     for start in range(0, len(tasks), _BATCH.value):
@@ -147,7 +149,7 @@ def _prompts() -> list[str]:
     if not _PROMPT.value.strip():
       raise ValueError("--prompt is empty: write what to draw")
     return [_PROMPT.value]
-  lines = pathlib.Path(_PROMPTS_FILE.value).read_text(encoding="utf-8").splitlines()
+  lines = pathlib.Path(_PROMPTS_FILE.value).read_text(encoding="utf-8-sig").splitlines()
   prompts = [line.strip() for line in lines if line.strip()]
   if not prompts:
     raise ValueError(f"{_PROMPTS_FILE.value} holds no prompt")

@@ -14,6 +14,7 @@ vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video
 
 from absl import flags
 
+from vilau_jax.cli import given
 from vilau_jax.data import media
 
 FLAGS = flags.FlagValues()
@@ -49,6 +50,12 @@ _INDEX = flags.DEFINE_integer("process_index", None, "which process this is", fl
 _PROCESSES = flags.DEFINE_integer(
   "process_count", None, "processes at work (default: jax's)", flag_values=FLAGS
 )
+# Flags that are for other kinds.
+_OTHERS = {
+  "image": ("num_frames", "fps", "max_new_tokens"),
+  "video": ("max_new_tokens",),
+  "text": ("num_frames", "fps"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +68,7 @@ def main(argv: list[str]) -> int:
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
   media.check_fps(_FPS.value)
+  given.none(FLAGS, _OTHERS[_KIND.value], f"--kind={_KIND.value}")
   import jax  # flags first: jax takes seconds
 
   from vilau_jax import sharding

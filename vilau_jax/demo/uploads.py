@@ -16,7 +16,10 @@ from vilau_jax.data import containers, encoded, media
 FRAMES_A_SECOND = 240  # that a video may have: its header need not tell how long it is
 LARGEST_SEED = 2**32 - 1
 SETTINGS = ("cfg_scale", "temperature", "top_k", "top_p")
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
+VIDEO_SUFFIXES = (
+  ".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".3gp", ".3g2", ".wmv", ".asf",
+  ".flv", ".ogv", ".ogg", ".ts", ".m2ts",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

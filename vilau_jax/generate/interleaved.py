@@ -119,7 +119,7 @@ def stream(
     for kind, count in frames.items():
       positions = count * engine.config.tower.image_tokens
       for row in rows:
-        full = len(row.prompt.tokens) + positions + 1 >= engine.context
+        full = len(row.prompt.tokens) + positions + 1 > engine.context
         if row.kind == kind and (full or not row.visuals_left):
           row.kind = None
       drawing = [row for row in rows if row.kind == kind]

@@ -107,7 +107,7 @@ class PromptFile:
     with open(self.path, "rb") as file:
       for number, line in enumerate(file, 1):
         try:
-          text = line.decode("utf-8").strip()
+          text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
           yield number, jsons.parse(text) if self.path.suffix == ".jsonl" and text else text
         except ValueError as error:  # no UTF-8, no JSON
           yield number, error

@@ -165,7 +165,9 @@ class Runtime:
       )
     return frames
 
-  def drawing(self, prompts, count: int, kind: str, seed, given=None) -> dict[str, Any]:
+  def drawing(
+    self, prompts, count: int, kind: str, seed, given=None, frames: int = 1
+  ) -> dict[str, Any]:
     """What image.stream_codes needs for `count` outputs a prompt, prompt-major.
 
     Args:
@@ -174,6 +176,7 @@ class Runtime:
       kind: "image" or "video".
       seed: see VilaU.
       given: pictures, one a prompt, with which its videos begin, or None.
+      frames: of each output.
     """
     self.need("tower", "llm", "projector", "depth", tokenizer=True)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -186,6 +189,8 @@ class Runtime:
     if given is not None:
       given = self._first_frames(given, len(prompts)).repeat(count, axis=0)
     built = self.prompts(prompts, answer=kind)
+    room = frames * self.config.tower.image_tokens - 1
+    check_context([len(p.tokens) for p in built], room, self.engine.context)
     return dict(
       prompts=[sequence for sequence in built for _ in range(count)],
       unconditional=self.unconditional(kind),
@@ -202,7 +207,7 @@ class Runtime:
       raise ValueError(
         f"speculative must be at least 1 (positions a pass) or 0 (off), got {speculative}"
       )
-    wanted = self.drawing(prompts, count, kind, seed, given) | dict(
+    wanted = self.drawing(prompts, count, kind, seed, given, frames) | dict(
       wish=wish,
       frames=frames,
       batch_size=positive("batch_size", batch_size),
@@ -261,10 +266,9 @@ class Runtime:
     if rules["max_visuals"] < 0:
       raise ValueError(f"max_visuals must be at least 0, got {rules['max_visuals']}")
     prompts, frames = self.prompts(contents, answer), self.config.video_frames
-    if answer != "text":
-      count = frames if answer == "video" else 1
-      room = count * self.config.tower.image_tokens + 1
-      check_context([len(p.tokens) for p in prompts], room, self.engine.context)
+    count = {"text": 0, "image": 1, "video": frames}[answer]
+    room = count * self.config.tower.image_tokens + 1
+    check_context([len(p.tokens) for p in prompts], room, self.engine.context)
     unconditional = {kind: self.unconditional(kind) for kind in ("image", "video")}
     return dict(
       engine=self.engine,
