@@ -19,9 +19,11 @@ Drawing one picture with guidance (--workload=generate), all limited by memory:
 Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
 cosine to 0, no weight decay, linear RoPE scaling 2 over 4096 positions; mixture weights are the
 sizes of the data sets. Their global_bs=512 is divided by nodes but used per GPU, so the effective
-batch was 4096 sequences. A sample is about 300 to 500 positions, so 512 rows of 4096 hold about as
-many. Clipping at 1.0 is ours (theirs most likely did not clip), and so is caption dropout of 0.1:
-the released data classes have none, yet guidance is used when drawing.
+batch was 4096 sequences. Here a batch is 512 full rows of 4096 positions, about 2,600 samples: a
+mean of some 780 positions each, as MMC4 and videos are long, and so 9,000 steps for an epoch (from
+the lengths in vilau_jax/bench/data.py; your data's own decide). Clipping at 1.0 is ours (theirs
+most likely did not clip), and so is caption dropout of 0.1: the released data classes have none,
+yet guidance is used when drawing.
 """
 
 from vilau_jax.train import defaults
@@ -31,10 +33,10 @@ def get_config(arg=""):
   c = defaults.lm()
   c.model.preset = "vilau_7b_256"
   c.model.llm = dict(vocab_multiple=128)
-  c.steps, c.batch_size = 6_000, 512
+  c.steps, c.batch_size = 9_000, 512
   c.mesh.update(dict(data=1, fsdp=-1))
   c.init_from = dict(tower="models/tower_256", llm="models/llama_2_7b")
-  c.optim.update(dict(peak_lr=5e-5, warmup=180))
+  c.optim.update(dict(peak_lr=5e-5, warmup=270))
   c.data.codes = "codes_256"
   c.data.mixture = (
     dict(path="internal_generation", form="t2i", weight=15.0),

@@ -12,8 +12,9 @@ Planned by `vilau plan`:
     (compute), MFU at most 82 %
 
 Where the numbers come from: as in pretrain_7b_256.py. A drawn picture takes 729 positions and a
-video 5832, so rows are of 8192 positions (the released scripts' length) and half as many. At most
-128 devices share the parameters: more do not divide the code width of 1152.
+video 5832, so rows are of 8192 positions (the released scripts' length) and half as many: about
+1,050 samples a step, 22,000 steps an epoch. At most 128 devices share the parameters: more do not
+divide the code width of 1152.
 """
 
 from vilau_jax.train import defaults
@@ -23,10 +24,10 @@ def get_config(arg=""):
   c = defaults.lm()
   c.model.preset = "vilau_7b_384"
   c.model.llm = dict(vocab_multiple=128)
-  c.steps, c.batch_size = 10_000, 256
+  c.steps, c.batch_size = 22_000, 256
   c.mesh.update(dict(data=1, fsdp=-1))
   c.init_from = dict(tower="models/tower_384", llm="models/llama_2_7b")
-  c.optim.update(dict(peak_lr=5e-5, warmup=300))
+  c.optim.update(dict(peak_lr=5e-5, warmup=660))
   c.data.codes = "codes_384"
   c.data.mixture = (
     dict(path="internal_generation", form="t2i", weight=15.0),

@@ -7,7 +7,7 @@ vilau train --config=configs/sft_7b_384.py --workdir=gs://BUCKET/sft_7b_384 \
 and videos kept in.
 
 Where the numbers come from: the released scripts: as in pretrain_7b_384.py with peak 1e-4; mixture
-weights are the sizes of the data sets in millions.
+weights are the sizes of the data sets in millions. A row holds about 6.4 samples.
 """
 
 from vilau_jax.train import defaults
@@ -17,10 +17,10 @@ def get_config(arg=""):
   c = defaults.lm()
   c.model = dict(preset="vilau_7b_384", dtype="bfloat16", remat="nothing_saveable")
   c.model.llm = dict(vocab_multiple=128)
-  c.steps, c.batch_size = 9_000, 256
+  c.steps, c.batch_size = 12_500, 256
   c.mesh.update(dict(data=1, fsdp=-1))
   c.init_from = dict(whole="models/pretrain_7b_384")
-  c.optim.update(dict(peak_lr=1e-4, warmup=270))
+  c.optim.update(dict(peak_lr=1e-4, warmup=375))
   c.data.codes = "codes_384"
   c.data.mixture = (
     dict(path="internal_generation", form="t2i", weight=15.0),
