@@ -78,7 +78,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.8",
-    "av>=14",
+    "av>=14.1",
     "chex>=0.1.90",
     "etils[epath]>=1.12",
     "fsspec>=2024.10",

@@ -79,6 +79,22 @@ def golden_index(name):
   return golden_lm.load("09_generate_text")[f"{name}_image_index"]
 
 
+def test_rows_that_mean_nothing_are_refused():
+  with pytest.raises(ValueError, match="tokens holds 99999; the model's ids are 0 to"):
+    tiny().text_logits([[1, 99999]])
+  with pytest.raises(ValueError, match="codes and visual_position, their places"):
+    tiny().text_logits([[1, 2]], codes=np.zeros((1, 1, 3), int))
+
+
+def test_a_model_stays_whole_when_the_process_moves(tmp_path, monkeypatch):
+  tiny().save(tmp_path / "model")
+  monkeypatch.chdir(tmp_path)
+  model = vilau_jax.load("model")
+  monkeypatch.chdir("/")
+  model.save(tmp_path / "again")
+  assert model.embed_texts(["a fox"]).shape[0] == 1
+
+
 def test_logits_of_a_batch_equal_the_reference():
   data = golden_lm.load("06_batch_mixed_small")
   rows = golden_lm.rows(data)

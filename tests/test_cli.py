@@ -67,3 +67,11 @@ def test_commands_of_one_process_keep_their_flags_apart(tmp_path, capsys):
   assert main.run(["generate", "image", "--prompt=a", *common]) == 2
   said = capsys.readouterr().err  # of the model, and not of --num, which evaluate has with no value
   assert str(missing) in said
+
+
+def test_a_tilde_is_ones_home(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  assert main.run(["reconstruct", "--model=~/none", "--image=~/a.png", "--output=~/out"]) == 2
+  assert f"{tmp_path}/none" in capsys.readouterr().err
+  assert not (tmp_path / "~").exists()

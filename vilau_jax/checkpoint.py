@@ -92,7 +92,8 @@ def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   path = epath.Path(path)
   stored = read_config(path)
   found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
-  tokenizers = [str(file) if file.exists() else None for file in found.values()]
+  # Absolute: they are read later too, wherever the process is then.
+  tokenizers = [str(file.absolute()) if file.exists() else None for file in found.values()]
   index = _index(path)
   adapters = stored.get("experiment", {}).get("lora", {})
   if adapters and not adapters["rank"]:

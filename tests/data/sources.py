@@ -116,7 +116,7 @@ def vflan(root):
     "Image Descriptions follow.\nQuestion: What?\nAnswer: A bear.\nQuestion: Where?\nAnswer: "
   )
   rows = [
-    {"question": "Say hello.", "answer": "Hello.", "image": [], "id": 0},
+    {"question": "Say hello.", "answer": "Hello, <image>.", "image": [], "id": 0},
     {"question": "What is shown?", "answer:": "A blur.", "image:": base64_of(5), "id": "q1"},
     {"question": several, "answer": "Here.", "image": [base64_of(6), "pictures/x.jpg"]},
     {"question": "Frames?", "answer": "Eight.", "image": [base64_of(n) for n in range(8)]},
@@ -168,7 +168,8 @@ def wids(root):
   ]
   tar(root / "00.tar", first)
   tar(root / "more/01.tar", second)
-  shards = [{"url": "00.tar", "nsamples": 2}, {"url": "more/01.tar", "nsamples": 2, "filesize": 1}]
+  absolute = str((root / "more/01.tar").absolute())
+  shards = [{"url": "00.tar", "nsamples": 2}, {"url": absolute, "nsamples": 2, "filesize": 1}]
   index = {"wids_version": 1, "name": "toy", "shardlist": shards}
   put(root / "wids-meta.json", json.dumps(index))
   return root

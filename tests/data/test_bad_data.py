@@ -28,6 +28,26 @@ def talk(name, **fields):
   return {"id": name, "conversations": said("<image>What?", "This."), **fields}
 
 
+def test_llava_questions_are_those_that_training_takes(tmp_path):
+  put(tmp_path / "images" / "a.jpg", sources.picture(0))
+  film = sources.movie(tmp_path / "v.mp4", 0).read_bytes()
+  put(tmp_path / "images" / "v.mp4", film)
+  rows = [
+    talk("good", image="a.jpg"),
+    {**talk("open", image="a.jpg"), "conversations": said("<image>\nWhat?", "A.", "And?", "B")[:3]},
+    {**talk("mute", image="a.jpg"), "conversations": said("<image>", "A cat.")},
+    {"id": "blind", "conversations": said("What?", "A cat.")},
+    talk("film", video="v.mp4"),
+  ]
+  path = put(tmp_path / "x.json", json.dumps(rows))
+  arrived, found, _ = run(llava.plan(path, images=tmp_path / "images", kind="i2t"), tmp_path / "o")
+  assert arrived == ["good", "open"]
+  assert len(records.Records(tmp_path / "o")[1]["conversations_value"]) == 2  # nobody answers more
+  reasons = {name: reason for name, (_, reason) in found.items()}
+  assert "text of turn 0 is empty" in reasons["mute"] and "neither picture" in reasons["blind"]
+  assert "it has a video; --kind=sft takes it" in reasons["film"]
+
+
 def test_llava_entries(tmp_path):
   root = tmp_path / "images"
   good = sources.picture(0, size=(200, 150))

@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import av
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,6 +77,7 @@ def huge_png(width, height):
     (np.zeros((4, 4, 3), np.float32), "must be uint8"),
     (np.zeros((4, 4, 2), np.uint8), r"\[H,W,3\]"),
     (np.zeros((0, 4, 3), np.uint8), "empty"),
+    (17, "not a int"),
   ],
 )
 def test_bad_pictures_are_refused(source, problem):
@@ -91,6 +93,33 @@ def test_cut_off_pictures_are_refused():
   Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(jpeg, format="JPEG")
   with pytest.raises(ValueError, match="broken or cut-off"):
     media.open_image(jpeg.getvalue()[:-40])
+
+
+def test_pictures_come_in_many_wrappings():
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+  for source in (jnp.asarray(pixels), bytearray(png(pixels)), memoryview(png(pixels))):
+    np.testing.assert_array_equal(np.asarray(media.open_image(source)), pixels)
+
+
+def test_gray_of_16_bits_keeps_its_shades_beside_a_transparent_one():
+  values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+  plain, marked = io.BytesIO(), io.BytesIO()
+  Image.fromarray(values).save(plain, format="PNG")
+  Image.fromarray(values).save(marked, format="PNG", transparency=3)
+  shades = [np.asarray(media.open_image(b.getvalue())) for b in (plain, marked)]
+  np.testing.assert_array_equal(*shades)
+
+
+def test_videos_stand_as_they_were_held(tmp_path):
+  frames = np.zeros((3, 32, 64, 3), np.uint8)
+  frames[:, :, :32] = 255  # white on the left
+  data = bytearray(pathlib.Path(media.write_video(frames, tmp_path / "a.mp4")).read_bytes())
+  at = data.index(b"tkhd") + 4 + 40  # the matrix: a quarter turn clockwise
+  data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+  (tmp_path / "turned.mp4").write_bytes(data)
+  image = np.asarray(media.read_clip(tmp_path / "turned.mp4", 1).frames[0])
+  assert image.shape == (64, 32, 3)
+  assert image[:24].mean() > 200 and image[40:].mean() < 50  # white on top now
 
 
 def test_orientation_tag_is_ignored():

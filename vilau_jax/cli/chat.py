@@ -7,6 +7,8 @@ vilau chat --model=DIR
     /video FILE show something with the next question
 """
 
+import os
+
 from absl import flags
 
 from vilau_jax.cli.interrupts import Interrupts
@@ -86,7 +88,8 @@ def talk(model, shown: list) -> None:
     if command == "/new":
       turns, shown = [], []
     elif command in ("/image", "/video"):
-      shown = [*shown, (api.Image if command == "/image" else api.Video)(file.strip())]
+      file = os.path.expanduser(file.strip())
+      shown = [*shown, (api.Image if command == "/image" else api.Video)(file)]
     else:
       turns.append({"role": "user", "content": [*shown, question]})
       try:

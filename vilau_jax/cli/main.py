@@ -75,8 +75,17 @@ def find(argv: list[str]) -> tuple[str, list[str]]:
   raise ValueError(f"unknown command {typed!r}{hint}\n\n{usage()}")
 
 
+def _at_home(argument: str) -> str:
+  """--output=~/out means a folder of one's home, but shells only say so of "~" in front."""
+  name, equals, value = argument.partition("=")
+  if name.startswith("-") and value.startswith("~"):
+    value = os.path.expanduser(value)
+  return f"{name}{equals}{value}"
+
+
 def _parse(argv: list[str], values: flags.FlagValues) -> list[str]:
   values.unparse_flags()  # a notebook may have run the command before
+  argv = [_at_home(argument) for argument in argv]
   try:
     return values(argv)
   except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown config field

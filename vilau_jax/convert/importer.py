@@ -82,7 +82,9 @@ def load_checkpoint(format: str, source: str | os.PathLike) -> checkpoint.Loaded
     for index, part in leaf.parts():
       whole[() if index is None else index] = part
     variables[target] = whole
-  tokenizers = [str(f) if f else None for f in (opened.tokenizer, opened.tower_tokenizer)]
+  tokenizers = [
+    str(f.absolute()) if f else None for f in (opened.tokenizer, opened.tower_tokenizer)
+  ]
   variables = traverse_util.unflatten_dict(variables, sep="/")
   return checkpoint.LoadedModel(opened.config, variables, *tokenizers, str(source))
 

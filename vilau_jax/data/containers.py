@@ -78,7 +78,9 @@ def read(
             if index in wanted:
               if frame.is_corrupt:
                 raise ValueError(f"{path} is damaged in frame {index}")
-              taken[index] = frame.to_image()
+              image = frame.to_image()  # as the phone held it, unless its angle is heeded
+              angle = frame.rotation
+              taken[index] = image.rotate(angle, expand=True) if angle else image
         if total == expected or not total:
           break
         expected = total

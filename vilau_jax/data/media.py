@@ -28,15 +28,21 @@ def open_image(source: Source) -> Image.Image:
   white. EXIF orientation is ignored, as the released code does.
 
   Args:
-    source: encoded bytes, a path, uint8 [H,W], [H,W,3] or [H,W,4], or a PIL image.
+    source: encoded bytes, a path, an array uint8 [H,W], [H,W,3] or [H,W,4], or a PIL image.
 
   Raises:
     ValueError: if it is no picture, is cut off, or has more than 64 Mpixel (2**26).
   """
   if isinstance(source, Image.Image):
     return _rgb(source, "the given image")
-  if isinstance(source, np.ndarray):
-    return _from_array(source)
+  if isinstance(source, bytearray | memoryview):
+    source = bytes(source)
+  if hasattr(source, "__array__"):  # numpy's, jax's, torch's
+    return _from_array(np.asarray(source))
+  if not isinstance(source, bytes | str | os.PathLike):
+    raise ValueError(
+      f"a picture is a path, encoded bytes, an array or a PIL image, not a {type(source).__name__}"
+    )
   name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
   if not isinstance(source, bytes):
     source = read_file(source)
@@ -89,12 +95,12 @@ def store(data: bytes, size: int = 0) -> Stored:
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
   encoded.check_size(image, name)
+  if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # first: PIL would cut off its values
+    return _from_array(_to_8_bit(np.asarray(image)))
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
-  if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-    return _from_array(_to_8_bit(np.asarray(image)))
   return image.convert("RGB")
 
 

@@ -291,6 +291,8 @@ class Runtime:
 
   def squares(self, images, geometry: str) -> Iterator[np.ndarray]:
     """Pictures of any kind -> uint8 [some, S, S, 3], a manageable number at a time."""
+    if hasattr(images, "__array__"):
+      images = np.asarray(images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
       raise ValueError(f"an array of images must be [n, height, width, 3], got {images.shape}")
     if isinstance(images, str | bytes | os.PathLike | Image) or hasattr(images, "convert"):
@@ -313,6 +315,14 @@ class Runtime:
   def rows(self, tokens, codes, visual_position, segment_ids, positions) -> dict[str, jax.Array]:
     """Arrays of VilaU.text_logits -> a batch of engine.hidden_states."""
     tokens = jnp.asarray(tokens, jnp.int32)
+    outside = (tokens < 0) | (tokens >= self.config.llm.vocab_size)
+    if outside.any():
+      raise ValueError(
+        f"tokens holds {int(tokens[outside][0])}; the model's ids are 0 to "
+        f"{self.config.llm.vocab_size - 1}"
+      )
+    if (codes is None) != (visual_position is None):
+      raise ValueError("codes and visual_position, their places in the rows, go together")
     if segment_ids is None:
       segment_ids = jnp.ones_like(tokens)
     segment_ids = jnp.asarray(segment_ids, jnp.int32)

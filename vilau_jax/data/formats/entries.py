@@ -156,8 +156,9 @@ def read_file(path: str) -> bytes:
 def from_base64(value: Any) -> bytes:
   """Raises: ValueError if it is no base64."""
   try:
-    return base64.b64decode(value, validate=True)
-  except (binascii.Error, TypeError, ValueError) as error:
+    value = value.decode("ascii") if isinstance(value, bytes) else value
+    return base64.b64decode("".join(value.split()), validate=True)  # MIME breaks its lines
+  except (binascii.Error, AttributeError, TypeError, ValueError) as error:
     raise ValueError(f"the image is not base64: {error}") from error
 
 

@@ -92,9 +92,26 @@ def _record(root: str, name: str, frames: int, kind: str, value: dict[str, Any],
     record["kind"] = "text"
     if any(PLACEHOLDER in text for _, text in said):
       raise ValueError(f"it has an {PLACEHOLDER} placeholder but no image")
+  if kind == "i2t":
+    said = _questions(record, field, said)
   record["conversations_from"] = [role for role, _ in said]
   record["conversations_value"] = [text for _, text in said]
   return record
+
+
+def _questions(record, field: str | None, said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+  """The turns of an entry that is imported as questions about pictures.
+
+  Raises:
+    ValueError: for what training would refuse.
+  """
+  if "images" not in record:
+    what = f"a {field}" if field else "neither picture nor video"
+    raise ValueError(f"kind i2t is of pictures, and it has {what}; --kind=sft takes it")
+  said = said[: len(said) // 2 * 2]  # a last question that nobody answers
+  for place, (_, text) in enumerate(said):
+    entries.text(text.replace(PLACEHOLDER, ""), f"text of turn {place}")
+  return said
 
 
 def _conversation(value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -76,7 +76,10 @@ def _record(images: str, halve: bool, name: str, value: dict[str, Any], number: 
     given = given[::2]
   rounds = _rounds(question, answer)
   # The newline that the set has behind every placeholder comes with the picture (conversation.py).
-  rounds[0] = (PLACEHOLDER * len(given) + rounds[0][0].replace(PLACEHOLDER, ""), rounds[0][1])
+  opening = PLACEHOLDER * len(given) + rounds[0][0].replace(PLACEHOLDER, "")
+  # Elsewhere it is a word of the text.
+  rounds = [tuple(t.replace(PLACEHOLDER, PLACEHOLDER.upper()) for t in pair) for pair in rounds]
+  rounds[0] = opening, rounds[0][1]
   record = {
     "kind": "sft" if given else "text",
     "id": str(value["id"]) if "id" in value else f"{name}#{number}",

@@ -81,6 +81,9 @@ def _below(index: epath.Path, name: str) -> epath.Path:
   """
   if name.startswith(STORES):
     return epath.Path(name)
+  root = index.parent.absolute()
+  if name.startswith(f"{root}/") and ".." not in name.split("/"):
+    return epath.Path(name)
   if name.startswith("/") or "://" in name or ".." in name.split("/") or "\0" in name:
     raise ValueError(f"{name!r:.200} is outside of the folder of the index")
   return index.parent / name
