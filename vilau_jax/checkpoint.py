@@ -23,7 +23,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from vilau_jax import jsons, lora, manifest
+from vilau_jax import jsons, lora, manifest, paths
 from vilau_jax.config import VilaUConfig
 from vilau_jax.streaming import StoredArray, Streamed
 
@@ -93,7 +93,7 @@ def load_model(path: _Path, *, on_disk: Sequence[str] = ()) -> LoadedModel:
   stored = read_config(path)
   found = {name: (path / name) for name in (TOKENIZER, TOWER_TOKENIZER)}
   # Absolute: they are read later too, wherever the process is then.
-  tokenizers = [str(file.absolute()) if file.exists() else None for file in found.values()]
+  tokenizers = [str(paths.absolute(file)) if file.exists() else None for file in found.values()]
   index = _index(path)
   adapters = stored.get("experiment", {}).get("lora", {})
   if adapters and not adapters["rank"]:
@@ -232,7 +232,7 @@ def load_frozen(workdir: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: if a file there is not what was written.
   """
   want = traverse_util.flatten_dict(dict(abstract))
-  where = epath.Path(workdir).absolute() / "frozen" / "variables"
+  where = paths.absolute(workdir) / "frozen" / "variables"
   if (where / manifest.NAME).exists():
     part = jax.process_index(), jax.process_count()
     if wrong := manifest.problems(where, part=part):
@@ -246,7 +246,7 @@ def load_frozen(workdir: _Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_frozen_tower(workdir: _Path) -> dict[str, Any]:
   """The tower in frozen/: {"params": {"tower"}, "quantizer"} as numpy."""
-  where = epath.Path(workdir).absolute() / "frozen" / "variables"
+  where = paths.absolute(workdir) / "frozen" / "variables"
   wanted = {k: (where, k, leaf) for k, leaf in _metadata(where).items()
             if k[0] == "quantizer" or k[:2] == ("params", "tower")}  # fmt: skip
   return traverse_util.unflatten_dict(_read(wanted))
@@ -260,7 +260,9 @@ def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
 def _open(index: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], StoredArray]:
   arrays = {}
   for key, (directory, inside, leaf) in index.items():
-    base = {"driver": "file", "path": f"{directory}/"}
+    base: Any = {"driver": "file", "path": f"{directory}/"}
+    if paths.is_remote(directory):
+      base = f"{directory}/"
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
     opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
     arrays[key] = StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), opened)
@@ -269,8 +271,8 @@ def _open(index: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], StoredA
 
 def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
   if not any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
-    with ocp.StandardCheckpointer() as writer:
-      writer.save(directory.absolute(), tree, force=True)  # force: replaces an interrupted attempt
+    with ocp.StandardCheckpointer() as writer:  # force: replaces an interrupted attempt
+      writer.save(paths.absolute(directory), tree, force=True)
     return
   streamed = _StreamedHandler()
   handlers = ocp.type_handlers.create_type_handler_registry(
@@ -279,7 +281,7 @@ def _write_tree(directory: epath.Path, tree: dict[str, Any]) -> None:
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
   try:
     with ocp.Checkpointer(handler) as writer:
-      writer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree), force=True)
+      writer.save(paths.absolute(directory), args=ocp.args.PyTreeSave(tree), force=True)
   finally:
     streamed.stop()
 
@@ -336,7 +338,7 @@ def _plain_index(path: _Path) -> dict[tuple[str, ...], Any]:
 
 def _index(path: epath.Path) -> dict[tuple[str, ...], tuple[epath.Path, tuple[str, ...], Any]]:
   """Variable -> (orbax directory, key in it, metadata) over all that is stored at `path`."""
-  path = path.absolute()
+  path = paths.absolute(path)
   if (path / "params").exists():
     return {key: (path / "params", key, leaf) for key, leaf in _metadata(path / "params").items()}
   index = {}

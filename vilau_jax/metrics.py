@@ -15,6 +15,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vilau_jax import paths
 from vilau_jax.speed import Speed
 
 # What a line of metrics.jsonl says about time; everything else is the same in every run.
@@ -89,10 +90,7 @@ class MetricWriter:
     kept = [line for line in lines if line["step"] <= start]
     self._before["elapsed"] = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
     self._before["useful"] = kept[-1].get("useful", 0.0) if kept else 0.0
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-    partial.replace(path)
-    self._file = path.open("a")
+    self._file = _Log(path, [json.dumps(line) for line in kept])
     self._board = _board(epath.Path(workdir) / "tensorboard", start)
     self._console = Console()
     if self._console.is_terminal:
@@ -153,7 +151,9 @@ class MetricWriter:
 
   def position(self) -> dict[str, Any]:
     """What a run that goes on behind the last step checked must know, as JSON: steps left out, and
-    the values since the last line, whose mean the next line says."""
+    the values since the last line, whose mean the next line says. Lines are safe from here on."""
+    if self._file is not None:
+      self._file.upload()
     return {"skipped": self.skipped, "unwritten": list(self._checked)}
 
   def _write(self, step: int) -> None:
@@ -166,8 +166,7 @@ class MetricWriter:
     timing = self._timing()
     if self._file is None:
       return
-    self._file.write(json.dumps({"step": step, **values, **timing}) + "\n")
-    self._file.flush()
+    self._file.add(json.dumps({"step": step, **values, **timing}))
     for name, value in (values | timing).items():
       self._board.add_scalar(name, value, step)
     self._progress(step, values, timing)
@@ -210,6 +209,41 @@ class MetricWriter:
     if self._file is not None:
       self._file.close()
       self._board.close()
+
+
+class _Log:
+  """A file that grows by lines. In a bucket, where nothing can be appended, it is written anew:
+  every SECONDS, when `upload` is called, and at the end."""
+
+  SECONDS = 60.0
+
+  def __init__(self, path: epath.Path, lines: list[str]):
+    self._path, self._lines, self._file = path, lines, None
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text("".join(f"{line}\n" for line in lines))
+    partial.replace(path)
+    self._uploaded = time.monotonic(), len(lines)
+    if not paths.is_remote(path):
+      self._file = path.open("a")
+
+  def add(self, line: str) -> None:
+    if self._file is not None:
+      self._file.write(f"{line}\n")
+      self._file.flush()
+      return
+    self._lines.append(line)
+    if time.monotonic() - self._uploaded[0] > self.SECONDS:
+      self.upload()
+
+  def upload(self) -> None:
+    if self._file is None and len(self._lines) > self._uploaded[1]:
+      self._path.write_text("".join(f"{line}\n" for line in self._lines))
+      self._uploaded = time.monotonic(), len(self._lines)
+
+  def close(self) -> None:
+    self.upload()
+    if self._file is not None:
+      self._file.close()
 
 
 _SPEEDS = {

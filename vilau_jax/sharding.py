@@ -89,6 +89,12 @@ def make_mesh(
   if math.prod(sizes) != count:
     raise ValueError(f"mesh {shape} needs {math.prod(sizes)} devices, this job has {count}")
   types = (AxisType.Auto,) * len(MESH_AXES)
+  devices = jax.devices() if devices is None else devices
+  if len({device.process_index for device in devices}) > 1:
+    # jax.make_mesh follows the torus, of which a host owns a block: its rows of a batch would be
+    # scattered over the mesh, and are read as one piece.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(sizes), MESH_AXES, axis_types=types)
   return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
 
 

@@ -6,8 +6,10 @@ import json
 import experiments
 import pytest
 
+from vilau_jax import sharding
 from vilau_jax.cli import main as cli
 from vilau_jax.plan import advice, compiling, topology
+from vilau_jax.train import loop
 
 needs = {
   chip: pytest.mark.skipif(
@@ -32,6 +34,25 @@ def tower_config():
   c.loss.update(dict(gan=0.5, lpips=1.0, lpips_weights="lpips.npz"))
   c.loss.disc.update(dict(channels=8, start_step=0))
   return c
+
+
+@needs_tpu
+@pytest.mark.parametrize(
+  ("machine", "shape"),
+  [
+    ("v5e:8x8", dict(data=-1, fsdp=8)),
+    ("v5e:16x16", dict(fsdp=-1)),
+    ("v5p:4x4x8", dict(data=1, fsdp=-1)),
+    ("v5e:4x4", dict(data=1, fsdp=4, tensor=4)),
+  ],
+)
+def test_every_host_reads_one_piece_of_the_batch(machine, shape):
+  mesh = sharding.make_mesh(**{"data": 1} | shape, devices=topology.parse(machine).devices)
+  hosts = {}
+  for device, rows in sharding.batch_sharding(mesh).devices_indices_map((512,)).items():
+    hosts.setdefault(device.process_index, {})[device] = rows
+  shares = [loop.share_of_rows(hosts[i], mesh, 512) for i in sorted(hosts)]
+  assert shares == [(i, len(hosts)) for i in range(len(hosts))] and len(hosts) > 1
 
 
 @pytest.fixture(scope="module")

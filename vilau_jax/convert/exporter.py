@@ -8,12 +8,12 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vilau_jax import checkpoint
 from vilau_jax.config import SYSTEM_PROMPT, VilaUConfig
@@ -248,10 +248,10 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
 def _write_tokenizers(
   format: str, model: str | os.PathLike, config: VilaUConfig, folder: pathlib.Path
 ) -> None:
-  model = pathlib.Path(model)
+  model = epath.Path(model)
   texts, language = model / checkpoint.TOWER_TOKENIZER, model / checkpoint.TOKENIZER
-  if format == "siglip" and texts.is_file():
-    shutil.copyfile(texts, folder / "spiece.model")
-  elif format != "siglip" and language.is_file():
+  if format == "siglip" and texts.exists():
+    (folder / "spiece.model").write_bytes(texts.read_bytes())
+  elif format != "siglip" and language.exists():
     where = folder / vilau.LLM if format == "vila-u" else folder
     write_llama_tokenizer(language, where, config.llm.vocab_size)

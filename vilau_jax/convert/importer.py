@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from vilau_jax import checkpoint
+from vilau_jax import checkpoint, paths
 from vilau_jax.convert.formats import Checkpoint, open_checkpoint
 from vilau_jax.convert.plan import Piece, check
 from vilau_jax.convert.report import Report, read_manifest, summarise, write_manifest
@@ -142,6 +142,8 @@ def replacing(output: str | os.PathLike) -> Iterator[pathlib.Path]:
     FileExistsError: if `output` is there and not empty.
     ValueError: if it cannot be written.
   """
+  if paths.is_remote(output):
+    raise ValueError(f"{output} is in an object store: write to a local folder, and copy it there")
   output = pathlib.Path(output).absolute()
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise FileExistsError(f"{output} is not empty; choose another directory or remove it")

@@ -2,13 +2,14 @@
 
 import json
 import pathlib
-import shutil
 from typing import Any
+
+from etils import epath
 
 from vilau_jax.data.tokenizer import ADDED, Tokenizer
 
 
-def write_llama_tokenizer(model: pathlib.Path, folder: pathlib.Path, vocabulary: int) -> None:
+def write_llama_tokenizer(model: epath.Path, folder: pathlib.Path, vocabulary: int) -> None:
   """Writes tokenizer.model and what transformers.LlamaTokenizer reads beside it.
 
   Args:
@@ -16,7 +17,7 @@ def write_llama_tokenizer(model: pathlib.Path, folder: pathlib.Path, vocabulary:
     folder: of the export.
     vocabulary: ids of the language model; the four added tokens are declared where they have rows.
   """
-  shutil.copyfile(model, folder / "tokenizer.model")
+  (folder / "tokenizer.model").write_bytes(model.read_bytes())
   tokenizer = Tokenizer(model)
   added = dict(zip(ADDED, range(tokenizer.im_start, tokenizer.vocab_size)))
   added = added if vocabulary == tokenizer.vocab_size else {}

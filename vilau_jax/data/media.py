@@ -11,7 +11,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from vilau_jax.data import containers, encoded
+from vilau_jax import paths
+from vilau_jax.data import containers, encoded, shards
 
 MAX_CANVAS = 2**13  # side of a square that a picture is put on; longer ones are reduced before
 GEOMETRIES = ("resize", "crop", "pad")
@@ -246,8 +247,7 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
   height, width = frames.shape[1:3]
   frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with av.open(str(temporary), "w", format="mp4") as container:
+  with shards.replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
     stream = container.add_stream(codec, rate=fractions.Fraction(fps).limit_denominator(1001))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
@@ -258,7 +258,6 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     container.mux(stream.encode(None))
-  os.replace(temporary, path)
   return path
 
 
@@ -273,7 +272,8 @@ def write_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 4) -> pa
   path = _prepared(path)
   images = [Image.fromarray(frame) for frame in np.asarray(frames)]
   write = dict(format="GIF", save_all=True, append_images=images[1:], loop=0)
-  _replace(path, lambda t: images[0].save(t, duration=round(1000 / fps), **write))
+  with shards.replacing(path) as temporary:
+    images[0].save(temporary, duration=round(1000 / fps), **write)
   return path
 
 
@@ -285,7 +285,8 @@ def write_image(
   info = PngImagePlugin.PngInfo()
   for key, value in (metadata or {}).items():
     info.add_itxt(str(key), str(value))
-  _replace(path, lambda t: open_image(image).save(t, format="PNG", pnginfo=info))
+  with shards.replacing(path) as temporary:
+    open_image(image).save(temporary, format="PNG", pnginfo=info)
   return path
 
 
@@ -351,16 +352,6 @@ def _wrap(text: str, font, width: int) -> list[str]:
 
 
 def _prepared(path: str | os.PathLike) -> pathlib.Path:
-  path = pathlib.Path(path)
+  path = epath.Path(path) if paths.is_remote(path) else pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   return path
-
-
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-  """Writes under a temporary name first, so that no half file is left under the final one."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    write(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

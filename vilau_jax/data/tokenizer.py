@@ -1,7 +1,6 @@
 """Text to ids: the Llama tokenizer with four added tokens, and the tower's SigLIP tokenizer."""
 
 import os
-import pathlib
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
+from etils import epath
 from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 
+from vilau_jax.data import shards
 from vilau_jax.data.conversation import CAPTION_QUESTION
 
 ADDED = ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>")
@@ -32,7 +33,7 @@ class Tokenizer:
   """
 
   def __init__(self, path: str | os.PathLike):
-    self.path = pathlib.Path(path)
+    self.path = epath.Path(path)
     model = _read_model(self.path)
     # As the Hugging Face class does: the dummy prefix is written by hand, see encode().
     model.normalizer_spec.add_dummy_prefix = False
@@ -149,7 +150,7 @@ class TowerTokenizer:
       raise ValueError(f"canon must be 'hf' or 'lower', got {canon!r}")
     if length < 1:
       raise ValueError(f"length must be at least 1, got {length}")
-    self.path, self.length, self.canon = pathlib.Path(path), length, canon
+    self.path, self.length, self.canon = epath.Path(path), length, canon
     self._model = _processor(_read_model(self.path), self.path)
     self.vocab_size = self._model.vocab_size()
     self.eos = self._model.eos_id()
@@ -169,7 +170,7 @@ class TowerTokenizer:
 
 def train_tokenizer(
   texts: Iterable[str], path: str | os.PathLike, vocab_size: int = 2048
-) -> pathlib.Path:
+) -> epath.Path:
   """Trains a small tokenizer with Llama's layout, for models that don't start from a Llama.
 
   Byte-pair pieces with byte fallback, so that every text can be written. In a closed vocabulary
@@ -189,10 +190,9 @@ def train_tokenizer(
   # The template's words, and all words as they stand behind a newline or </s>: without a space.
   corpus += ["USER: ASSISTANT:", *CAPTION_QUESTION.values()]
   corpus += [f"({word}" for word in sorted({text.split()[0] for text in corpus})]
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "wb") as f:
+  with shards.replacing(path) as temporary, open(temporary, "wb") as f:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(corpus),
       model_writer=f,
@@ -214,7 +214,6 @@ def train_tokenizer(
       shuffle_input_sentence=False,
       minloglevel=2,
     )
-  os.replace(temporary, path)
   return path
 
 
@@ -227,7 +226,7 @@ def record_texts(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _processor(
-  model: sentencepiece_model_pb2.ModelProto, path: pathlib.Path
+  model: sentencepiece_model_pb2.ModelProto, path: epath.Path
 ) -> sentencepiece.SentencePieceProcessor:
   try:
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -235,12 +234,12 @@ def _processor(
     raise ValueError(f"{path} is a damaged sentencepiece model: {error!s:.300}") from error
 
 
-def _read_model(path: pathlib.Path) -> sentencepiece_model_pb2.ModelProto:
-  if not path.is_file():
-    raise ValueError(f"no tokenizer at {path}")
+def _read_model(path: epath.Path) -> sentencepiece_model_pb2.ModelProto:
   model = sentencepiece_model_pb2.ModelProto()
   try:
     model.ParseFromString(path.read_bytes())
+  except OSError as error:  # not there, or a folder
+    raise ValueError(f"no tokenizer at {path}") from error
   except message.DecodeError as error:
     raise ValueError(f"{path} is not a sentencepiece model") from error
   if not model.pieces:

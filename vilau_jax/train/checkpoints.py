@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vilau_jax import manifest
+from vilau_jax import manifest, paths
 
 STATE = ("params", "opt", "collections")
 _LINES = 3  # problems shown of one checkpoint
@@ -46,7 +46,7 @@ class TrainingCheckpoints:
         f"ckpt.every ({every}) and ckpt.keep ({keep}) must be at least 1, ckpt.keep_every "
         f"({keep_every}) at least 0"
       )
-    self._workdir = epath.Path(workdir).absolute()
+    self._workdir = paths.absolute(workdir)
     self._every, self._saving = every, 0
     policies = ocp.checkpoint_managers
     kept = [policies.LatestN(keep)]

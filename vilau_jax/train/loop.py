@@ -7,7 +7,7 @@ anywhere goes on exactly as if nothing had happened.
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ import jax
 from absl import flags, logging
 from etils import epath
 from flax import traverse_util
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint, sharding
@@ -74,7 +75,7 @@ def train(
 
 def _run(
   run: Experiment,
-  mesh: jax.sharding.Mesh,
+  mesh: Mesh,
   stopping: guard.Stopping,
   dog: guard.Watchdog,
   profile: tuple[int, int] | None,
@@ -128,7 +129,7 @@ def _run(
 
 
 def prepare(
-  stage: Any, run: Experiment, saved: TrainingCheckpoints, mesh: jax.sharding.Mesh
+  stage: Any, run: Experiment, saved: TrainingCheckpoints, mesh: Mesh
 ) -> tuple[State, Tree]:
   """State and frozen variables on the mesh: from the newest checkpoint, or random ones with what
   init_from names."""
@@ -220,7 +221,7 @@ def _batch_named(run: Experiment, batches: "Batches") -> Iterator[None]:
     raise
 
 
-def data_share(mesh: jax.sharding.Mesh, config: ConfigDict) -> tuple[int, int]:
+def data_share(mesh: Mesh, config: ConfigDict) -> tuple[int, int]:
   """Which contiguous part of a batch this process reads: (index, count).
 
   Processes that hold the same rows (because a tensor axis spans them) read the same part.
@@ -230,7 +231,13 @@ def data_share(mesh: jax.sharding.Mesh, config: ConfigDict) -> tuple[int, int]:
   """
   check_rows(config, mesh)
   batch_size = config.batch_size
-  slices = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return share_of_rows(
+    sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)), mesh, batch_size
+  )
+
+
+def share_of_rows(slices: Mapping[Any, Any], mesh: Mesh, batch_size: int) -> tuple[int, int]:
+  """`data_share` of the process whose devices have these slices of the batch."""
   bounds = {
     (s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in slices.values()
   }
@@ -245,9 +252,7 @@ def data_share(mesh: jax.sharding.Mesh, config: ConfigDict) -> tuple[int, int]:
 class Batches:
   """Global batches from step `start` on, read ahead by threads or processes."""
 
-  def __init__(
-    self, run: Experiment, mesh: jax.sharding.Mesh, start: int, position: dict[str, Any]
-  ):
+  def __init__(self, run: Experiment, mesh: Mesh, start: int, position: dict[str, Any]):
     """position: of the checkpoint that the run goes on from, {} where it begins."""
     self._run, self._mesh, self._step = run, mesh, start
     anchor = tuple(position.get("anchor", pipeline.START))

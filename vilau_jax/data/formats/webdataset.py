@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from vilau_jax import jsons
+from vilau_jax import jsons, paths
 from vilau_jax.data import imports, pieces
 from vilau_jax.data.formats import coyo, entries, parquet, tars
 from vilau_jax.data.pieces import Note, Piece, Reject
@@ -81,7 +81,7 @@ def _below(index: epath.Path, name: str) -> epath.Path:
   """
   if name.startswith(STORES):
     return epath.Path(name)
-  root = index.parent.absolute()
+  root = paths.absolute(index.parent)
   if name.startswith(f"{root}/") and ".." not in name.split("/"):
     return epath.Path(name)
   if name.startswith("/") or "://" in name or ".." in name.split("/") or "\0" in name:
