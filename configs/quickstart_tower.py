@@ -28,13 +28,14 @@ def get_config(arg=""):
   c.loss.update(dict(contrastive=0.3, mse=1.0, l1=0.2, commitment=0.25))
   # Few captions are different in a batch of 16, so equal ones must not count as negatives.
   c.loss.update(dict(temperature=10.0, bias=-5.0, equal_captions=True))
-  # Nor do chance pairs of a batch teach which of two objects is on the left.
-  c.loss.wrong_captions = 1.0
+  # Nor do chance pairs of a batch teach which of two objects is on the left, or which two they are.
+  c.loss.wrong_captions = 2.0
   c.loss.quantizer_start = c.steps * 8 // 100
+  shapes = 0.5 if arg == "long" else 0.45  # scenes are learned well before them
   c.data.mixture = (
-    dict(path="emoji/train_scenes", weight=0.44),
-    dict(path="emoji/train_videos", weight=0.11),
-    dict(path="easy_vqa/train", weight=0.45),
+    dict(path="emoji/train_scenes", weight=0.8 * (1 - shapes)),
+    dict(path="emoji/train_videos", weight=0.2 * (1 - shapes)),
+    dict(path="easy_vqa/train", weight=shapes),
   )
   c.data.augment = "none"
   c.data.tokenizer_size = 768

@@ -1,10 +1,11 @@
 """What each extension that the quickstart uses is worth: the same steps with it and without it.
 
 python -m vilau_jax.bench.ablations --run=runs/quickstart --output=runs/ablations [--stage=tower]
-    [--share=0.25] [--seed=0]
+    [--share=0.6] [--seed=0]
 
 Run from a checkout, after launch/quickstart.sh: its data are read, and its tower and codes by the
-rows of the language model. --share is that of the quickstart's steps which every row takes.
+rows of the language model. --share is that of the quickstart's steps which every row takes: a model
+that has made a quarter of them draws nothing yet.
 Interrupted, the same command goes on. Prints the table and writes it to OUTPUT/STAGE.md.
 """
 
@@ -28,7 +29,7 @@ from vilau_jax.train import loop
 _RUN = flags.DEFINE_string("run", "runs/quickstart", "a finished quickstart")
 _OUTPUT = flags.DEFINE_string("output", "runs/ablations", "where the rows are trained")
 _STAGE = flags.DEFINE_enum("stage", None, ["tower", "lm"], "which rows; both if not given")
-_SHARE = flags.DEFINE_float("share", 0.25, "of the quickstart's steps", lower_bound=0.001)
+_SHARE = flags.DEFINE_float("share", 0.6, "of the quickstart's steps", lower_bound=0.001)
 _SEED = flags.DEFINE_integer("seed", 0, "of training and drawing")
 
 QUANTIZER = "model.tower.quantizer"

@@ -198,12 +198,21 @@ def caption(scene: Scene) -> str:
 
 
 def wrong_captions(scene: Scene) -> list[str]:
-  """Captions of scenes that differ in one thing: a pair's order, or the number of one kind. Those
-  of the other split are left out. A video has none: its single frames show no direction."""
+  """Captions of scenes that differ in one thing: a pair's order, one of its objects, or the number
+  of one kind. Those of the other split are left out. A video has none: its single frames show no
+  direction."""
   if scene.kind == "video":
     return []
   if scene.kind == "pair":
-    arrangements = [scene.objects[::-1]]
+    first, second = scene.objects
+    absent = [name for name in OBJECTS if name not in (first.name, second.name)]
+    drawn = np.random.default_rng(_hash(f"wrong {scene.to_json()}")).choice(absent, 2)
+    arrangements = [  # the order every second time: it is the hardest to tell
+      (second, first),
+      (first._replace(name=str(drawn[0])), second),
+      (second, first),
+      (first, second._replace(name=str(drawn[1]))),
+    ]
   else:
     numbers = (n for n in range(1, len(NUMBERS)) if n != len(scene.objects))
     arrangements = [scene.objects[:1] * n for n in numbers]
