@@ -260,9 +260,8 @@ def open_arrays(path: _Path) -> dict[tuple[str, ...], StoredArray]:
 def _open(index: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], StoredArray]:
   arrays = {}
   for key, (directory, inside, leaf) in index.items():
-    base: Any = {"driver": "file", "path": f"{directory}/"}
-    if paths.is_remote(directory):
-      base = f"{directory}/"
+    local = {"driver": "file", "path": f"{directory}/"}
+    base = f"{directory}/" if paths.is_remote(directory) else local
     store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(inside)}/"}
     opened = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
     arrays[key] = StoredArray(tuple(leaf.shape), np.dtype(leaf.dtype), opened)

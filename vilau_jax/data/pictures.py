@@ -10,7 +10,7 @@ from etils import epath
 
 from vilau_jax.data import media, scanned
 from vilau_jax.data.pipeline import mixture, named, steps
-from vilau_jax.data.records import Records
+from vilau_jax.data.records import Records, read_info
 from vilau_jax.data.tokenizer import TowerTokenizer
 
 CACHE_BYTES = 2**30
@@ -119,7 +119,8 @@ def _check_pictures(records: Records, *, captions: bool, cache: epath.PathLike |
   """Looks through all records, unless the import that wrote them counted what they have: of
   hundreds of millions it takes hours."""
   facts = ["pictures", captions]
-  whole = {name for name, count in records.features.items() if count == len(records)}
+  counts = read_info(records.path).get("features", {})
+  whole = {name for name, count in counts.items() if count == len(records)}
   counted = whole & {"images", "frames"} and ("caption" in whole or not captions)
   if counted or scanned.load(cache, records, facts) is not None:
     return

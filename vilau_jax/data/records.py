@@ -302,7 +302,6 @@ class Records:
 
   Attributes:
     info: what the writer was given, for example the import's settings or the tower's id.
-    features: feature -> how many records have it, where an import counted; else {}.
     path: the directory; gs:// is read at random too, a request a record.
 
   Raises:
@@ -315,7 +314,6 @@ class Records:
     self.name: str = content["name"]
     self.kinds: dict[str, int] = content["kinds"]
     self.info: dict[str, Any] = content["info"]
-    self.features: dict[str, int] = content.get("features", {})
     self.shards: dict[str, int] = shard_files(self.path, content)
     for file in self.shards:
       if not (self.path / file).is_file():
