@@ -2,7 +2,7 @@ r"""Quickstart, stage 3: fine-tuning on drawings, films and questions, tables of
 
 vilau train --config=configs/quickstart_finetune.py --workdir=runs/quickstart/finetune
 
-Two CPU cores, about a minute. Starts from runs/quickstart/lm with a smaller learning rate; shows
+Two CPU cores, one or two minutes. Starts from runs/quickstart/lm with a smaller learning rate; shows
 how parts are frozen by path. Arguments: "smoke", "long".
 """
 
@@ -17,7 +17,7 @@ def get_config(arg=""):
   c.init_from = dict(whole=c.get_ref("runs") + "/lm")
   c.data.root = c.get_ref("runs") + "/data"
   c.data.codes = c.get_ref("runs") + "/codes"
-  c.steps = defaults.pick(arg, {"": 150, "smoke": 8, "long": 450})
+  c.steps = defaults.pick(arg, {"": 230, "smoke": 8, "long": 450})
   c.batch_size = 8
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.optim.update(dict(peak_lr=1.5e-3, b1=0.9, b2=0.98, weight_decay=0.02, warmup=5, clip=1.0))

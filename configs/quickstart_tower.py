@@ -14,7 +14,7 @@ def get_config(arg=""):
   c = defaults.tower()
   c.runs = "runs/quickstart"
   c.data.root = c.get_ref("runs") + "/data"
-  c.steps = defaults.pick(arg, {"": 1550, "smoke": 24, "long": 5600})
+  c.steps = defaults.pick(arg, {"": 1550, "smoke": 24, "long": 6200})
   c.batch_size = 16
   c.model = dict(preset="quickstart", dtype="float32", remat="none")
   c.optim.update(

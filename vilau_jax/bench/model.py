@@ -19,14 +19,22 @@ _COPIED_ELSEWHERE = 2**31
 
 
 def measure(
-  config: VilaUConfig, sizes: Sizes, only: Iterable[str] = NAMES, rounds: int = 10
+  config: VilaUConfig,
+  sizes: Sizes,
+  only: Iterable[str] = NAMES,
+  rounds: int = 10,
+  on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
   """Runs workloads one after the other; each is called twice to compile, then `rounds` times.
 
+  Args:
+    on_row: gets each row as soon as it is measured: big models compile for minutes.
+
   Returns:
     {"device", "copy_gb_per_s", "rows": [{"name", "ms", "spread", "unit", "per_s", "ms_per_unit",
-    "gb_per_s", "of_copy"}]}: medians, the middle half's width relative to them, and for what is
-    bound by memory the bytes it must read a second, also relative to the copy bandwidth.
+    "first_s", "gb_per_s", "of_copy"}]}: medians, the middle half's width relative to them, seconds
+    before the first timed call (weights, compiling), and for what is bound by memory the bytes it
+    must read a second, also relative to the copy bandwidth.
 
   Raises:
     ValueError: for an unknown workload, or one whose component the config lacks.
@@ -41,7 +49,10 @@ def measure(
     _check(config, name)
   bandwidth = copy_bandwidth()
   bench = Bench(config, sizes)
-  rows = [_row(name, getattr(bench, name)(), rounds, bandwidth) for name in only]
+  rows = []
+  for name in only:
+    rows.append(_row(bench, name, rounds, bandwidth))
+    on_row(rows[-1])
   device = jax.devices()[0]
   return {
     "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
@@ -71,8 +82,11 @@ def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
   return taken[2:]
 
 
-def _row(name: str, workload: Workload, rounds: int, bandwidth: float) -> dict[str, Any]:
+def _row(bench: Bench, name: str, rounds: int, bandwidth: float) -> dict[str, Any]:
+  began = time.perf_counter()
+  workload: Workload = getattr(bench, name)()
   taken = seconds(workload.call, rounds)
+  first = time.perf_counter() - began - sum(taken)
   median = statistics.median(taken)
   row = {
     "name": name,
@@ -81,6 +95,7 @@ def _row(name: str, workload: Workload, rounds: int, bandwidth: float) -> dict[s
     "unit": workload.unit,
     "per_s": workload.work / median,
     "ms_per_unit": 1e3 * median / workload.work,
+    "first_s": first,
   }
   if workload.bytes is not None:
     rate = workload.bytes / median

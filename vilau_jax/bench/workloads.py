@@ -175,22 +175,22 @@ class Bench:
   def _vision(self) -> Vision:
     side = self.config.tower.image_size
     tower = Tower(self.config.tower)
-    init = lambda key: nn.unbox(tower.init(key, jnp.zeros((1, side, side, 3))))  # noqa: E731
-    variables = self._cast(jax.jit(init)(jax.random.key(0)))
+    variables = self._random(lambda key: tower.init(key, jnp.zeros((1, side, side, 3))))
     return Vision(self.config.tower, variables, self.config.dtype)
 
   def _prepared(self) -> Engine:
     if self._engine is None:
-      init = lambda key: nn.unbox(vilau.init(self.config, key))  # noqa: E731
-      variables = {"params": self._cast(jax.jit(init)(jax.random.key(0)))}
+      variables = {"params": self._random(lambda key: vilau.init(self.config, key))}
       if self.config.tower is not None:
         codes = quantizer.init_state(jax.random.key(0), self.config.tower.quantizer)
         variables["quantizer"] = {"codebook": codes["codebook"]}
       self._engine = Engine(self.config, variables)
     return self._engine
 
-  def _cast(self, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(self.config.dtype), tree)
+  def _random(self, init: Callable[[jax.Array], Any]) -> Any:
+    """Weights in the model's dtype, made by one program: in float32 they may not fit."""
+    cast = lambda leaf: leaf.astype(self.config.dtype)  # noqa: E731
+    return jax.jit(lambda key: jax.tree.map(cast, nn.unbox(init(key))))(jax.random.key(0))
 
   def _prompts(self, rows: int) -> dict[str, np.ndarray]:
     shape = rows, self.sizes.prompt + 1

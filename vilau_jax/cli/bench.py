@@ -17,6 +17,7 @@ vilau bench --config=configs/pretrain_7b_256.py --config.batch_size=8
 
 import json
 import pathlib
+import sys
 
 import yaml
 from absl import flags
@@ -64,7 +65,8 @@ def main(argv: list[str]) -> int:
     config = checkpoint.model_config(_MODEL.value)
   config = config.with_overrides(**overrides(_SET.value))
   sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value, _WINDOW.value)
-  result = model.measure(config, sizes, _ONLY.value or _possible(config), _ROUNDS.value)
+  only = _ONLY.value or _possible(config)
+  result = model.measure(config, sizes, only, _ROUNDS.value, on_row=_say)
   _write(result)
   if _STDOUT.value:
     print(json.dumps(result))
@@ -119,6 +121,11 @@ def overrides(assignments: list[str]) -> dict:
       at = at.setdefault(name, {})
     at[leaf] = yaml.safe_load(value)
   return tree
+
+
+def _say(row: dict) -> None:
+  rate = f"{row['ms_per_unit']:.2f} ms each, {row['per_s']:,.1f} {row['unit']} a second"
+  print(f"{row['name']}: {rate}, ready after {row['first_s']:.0f} s", file=sys.stderr, flush=True)
 
 
 def show(result: dict) -> None:

@@ -97,23 +97,23 @@ def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
 def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
   """Nucleus filter: in descending order an entry stays if those before it sum to less than p.
 
-  Equal probabilities keep their order of index. Probabilities are those of `logits` as given, so
+  Equal logits keep their order of index. Probabilities are those of `logits` as given, so
   what top-k dropped (-inf) has none.
 
   Args:
     logits: float32 [B, E].
     p: above 0, at most 1.
   """
-  probs = jax.nn.softmax(logits, axis=-1)
-  bits = jax.lax.bitcast_convert_type(probs, jnp.int32)  # probabilities are not negative
-
-  threshold = _threshold(bits, probs, p)
-  tied = bits == threshold[:, None]
-  value = jax.lax.bitcast_convert_type(threshold, jnp.float32)
+  # Compared are the logits: compilers compute a softmax anew in each kernel that reads it, and a
+  # probability that is rounded otherwise the second time falls below its own threshold.
+  order, probs = _ordered_bits(logits), jax.nn.softmax(logits, axis=-1)
+  threshold = _threshold(order, probs, p)[:, None]
+  tied = order == threshold
+  value = jnp.max(jnp.where(tied, probs, 0), axis=-1, keepdims=True)
   rank = jnp.cumsum(tied, axis=-1) - 1
-  above = jnp.sum(jnp.where(bits > threshold[:, None], probs, 0), axis=-1)
-  room = above[:, None] + rank * value[:, None] < p
-  return jnp.where((bits > threshold[:, None]) | (tied & room), logits, -jnp.inf)
+  above = jnp.sum(jnp.where(order > threshold, probs, 0), axis=-1, keepdims=True)
+  room = above + rank * value < p
+  return jnp.where((order > threshold) | (tied & room), logits, -jnp.inf)
 
 
 def filtered(logits: jax.Array, values: dict[str, jax.Array], switches: Switches) -> jax.Array:
