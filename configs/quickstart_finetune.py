@@ -2,8 +2,8 @@ r"""Quickstart, stage 3: fine-tuning on drawings, films and questions, tables of
 
 vilau train --config=configs/quickstart_finetune.py --workdir=runs/quickstart/finetune
 
-Two CPU cores, one or two minutes. Starts from runs/quickstart/lm with a smaller learning rate; shows
-how parts are frozen by path. Arguments: "smoke", "long".
+Two CPU cores, one or two minutes. Starts from runs/quickstart/lm with a smaller learning rate;
+shows how parts are frozen by path. Arguments: "smoke", "long".
 """
 
 from vilau_jax.train import defaults

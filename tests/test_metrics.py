@@ -67,3 +67,13 @@ def test_a_line_tells_of_the_steps_before_a_stop_too(tmp_path):
   values = [[json.loads(x) for x in log.splitlines()] for log in logs]
   said = [[(x["step"], x["loss"], x["by_depth/2"]) for x in log] for log in values]
   assert said[0] == said[1] and [step for step, *_ in said[0]] == [10, 20]
+
+
+def test_skipping_may_begin_at_a_restart(tmp_path):
+  """The steps before it do not say whether they were left out."""
+  before = [(1, {"loss": 1.0})]
+  writer = metrics.MetricWriter(tmp_path, start=1, steps=2, every=2, skips=3, unwritten=before)
+  writer.add(2, {"loss": np.float32(3), "skipped": np.float32(0)})
+  writer.close()
+  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(line)["loss"] == 2 and json.loads(line)["skipped"] == 0

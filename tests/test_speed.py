@@ -29,7 +29,7 @@ def clock(monkeypatch):
 def test_a_language_models_speed(clock):
   config, model = experiments.lm()
   config.log.peak_flops = 1e9
-  meter = speed.Speed(config, model, devices=4, share=2)
+  meter = speed.Speed(config, model, devices=4, share=2, began=clock.now)
   clock.now += 50  # compiling
   meter.compiled()
   batch = experiments.lm_batch(model, config.data.row, size=4)
@@ -62,7 +62,7 @@ def test_a_towers_speed_and_what_a_lost_attempt_costs(clock, tmp_path, capsys):
   config.loss.contrastive = 0.0
 
   def run(start, steps):
-    meter = speed.Speed(config, model, devices=1, share=1)
+    meter = speed.Speed(config, model, devices=1, share=1, began=clock.now)
     writer = metrics.MetricWriter(tmp_path, start=start, steps=9, every=2, speed=meter)
     for step in range(start, start + steps):
       meter.count({})

@@ -81,10 +81,13 @@ def split(params: Tree, lora: ConfigDict, freeze: Iterable[str] = ()) -> tuple[T
   """(adapters, all else).
 
   Raises:
-    ValueError: for a target that got no adapter, or one below what `freeze` (optim.freeze) names.
+    ValueError: for a target that got no adapter, or one below what `freeze` (optim.freeze) names,
+      which must be there.
   """
   flat = traverse_util.flatten_dict(params)
   for prefix in freeze:
+    if not any(f"{'/'.join(k)}/".startswith(f"{prefix.strip('/')}/") for k in flat):
+      raise ValueError(f"optim.freeze: no parameter starts with {prefix!r}")
     if any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{prefix}/") for k in flat):
       raise ValueError(
         f"lora.targets {tuple(lora.targets)} puts adapters into {prefix!r}, which optim.freeze "

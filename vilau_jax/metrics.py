@@ -159,7 +159,10 @@ class MetricWriter:
   def _write(self, step: int) -> None:
     self.check()
     fetched, self._checked = [values for _, values in self._checked], []
-    values = {k: float(np.mean([f[k] for f in fetched])) for k in (fetched[-1] if fetched else ())}
+    # Those of before a restart may lack "skipped".
+    values = {
+      k: float(np.mean([f[k] for f in fetched if k in f])) for k in (fetched[-1] if fetched else ())
+    }
     if "skipped" in values:
       values["skipped"] = float(self.skipped)
     self._latest = values
@@ -172,7 +175,8 @@ class MetricWriter:
     self._progress(step, values, timing)
 
   def _timing(self) -> dict[str, float]:
-    """Speed since the last line; useful and elapsed seconds of all attempts, and their ratio."""
+    """Speed since the last line; useful and elapsed seconds of all attempts, and their ratio. What
+    an attempt did behind its last line is lost if it is killed."""
     speed = self._speed
     if speed is None:
       return {"elapsed": self._before["elapsed"] + time.monotonic() - self._opened}

@@ -26,7 +26,9 @@ def peak_flops(config: ConfigDict, devices: int) -> float:
   if config.log.peak_flops:
     return config.log.peak_flops * devices
   kind = jax.devices()[0].device_kind
+  # Those for a PCIe slot run slower clocks, and are in no table here.
   gpus = [c.name for c in chips.CHIPS.values() if c.is_gpu and c.name.upper() in kind]
+  gpus = gpus if "PCIe" not in kind else []
   name = _KINDS.get(kind) or (gpus[0] if gpus else "")
   return chips.CHIPS[name].flops * devices if name else 0.0
 
@@ -34,12 +36,15 @@ def peak_flops(config: ConfigDict, devices: int) -> float:
 class Speed:
   """Counts what the steps of a run process, and where its wall time goes."""
 
-  def __init__(self, config: ConfigDict, model: VilaUConfig, devices: int, share: int):
-    """share: processes that read different rows; this one reads one part in so many."""
+  def __init__(
+    self, config: ConfigDict, model: VilaUConfig, devices: int, share: int, began: float
+  ):
+    """share: processes that read different rows; this one reads one part in so many. began: by
+    time.monotonic, when the call did."""
     self._config, self._model, self._share = config, model, share
     self._peak = peak_flops(config, devices)
     self._tower = flops.tower_step(config, model.tower) if config.stage == "tower" else None
-    self._began = time.monotonic()
+    self._began = began
     self._useful, self._away_total = 0.0, 0.0
     self._restart()
 
@@ -117,7 +122,7 @@ class Speed:
       rows=c.batch_size,
       length=row.length,
       slots=self._images * self._model.tower.image_tokens / (self._steps * c.batch_size),
-      supervised=self._targets / (self._steps * c.batch_size),
+      supervised=c.loss.visual_fraction * self._targets / (self._steps * c.batch_size),
       freeze=c.optim.freeze,
       rank=c.lora.rank,
       targets=c.lora.targets,

@@ -4,6 +4,7 @@ import functools
 
 import golden_model
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,26 @@ def test_a_model_of_four_devices_writes_and_draws_the_same(path):
   drawn, want = (m.generate_images(talks, seed=2) for m in (model, tiny()))
   np.testing.assert_array_equal(drawn, want)
   assert model.identity() == tiny().identity()
+
+
+def test_float32_from_training_takes_half_the_room_where_bfloat16_is_computed(
+  tmp_path, monkeypatch
+):
+  """On an accelerator, which this one says it is; what is saved is what was loaded, bit for bit."""
+  trained = vilau_jax.VilaU.from_loaded(golden_model.tiny(dtype="bfloat16"))
+  trained.save(tmp_path / "trained")
+  on_cpu = vilau_jax.load(tmp_path / "trained")
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  model = vilau_jax.load(tmp_path / "trained")
+  llm = model.runtime.engine.params["llm"]
+  assert llm["layers_0"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
+  assert llm["embed_tokens"].dtype == jnp.bfloat16
+  assert llm["norm"]["scale"].dtype == jnp.float32
+  assert model.identity() == on_cpu.identity()
+  model.save(tmp_path / "again")
+  want, got = (checkpoint.load_model(tmp_path / x).variables for x in ("trained", "again"))
+  jax.tree.map(np.testing.assert_array_equal, want, got)
+  assert jax.tree.leaves(got["params"]["llm"])[0].dtype == np.float32
 
 
 def test_a_mesh_that_does_not_divide_a_weight_is_refused(path):

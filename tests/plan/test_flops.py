@@ -14,7 +14,7 @@ from vilau_jax.models.pixel_decoder import level_side
 from vilau_jax.models.tower import Tower
 from vilau_jax.models.vilau import VilaU
 from vilau_jax.models.vilau import init as init_params
-from vilau_jax.plan import flops, hlo
+from vilau_jax.plan import flops, hlo, programs
 from vilau_jax.train.lm import LmStage
 
 
@@ -47,8 +47,24 @@ def test_the_language_model_in_teraflop():
     model, rows=1, length=316, slots=256, supervised=256, freeze=("llm", "projector")
   )
   assert frozen["llm"] == step["llm"] / 3 and frozen["depth"] == step["depth"]
+  still = flops.lm_step(
+    model, rows=1, length=316, slots=256, supervised=256, freeze=("llm/lm_head",)
+  )
+  assert still["head"] == step["head"] * 2 / 3 and still["llm"] == step["llm"]
   beside = flops.lm_step(model, rows=1, length=316, slots=256, supervised=256, freeze=("llm",))
   assert beside["llm"] == step["llm"] * 2 / 3  # its gradients still reach the projector
+
+
+def test_what_a_config_leaves_out_or_adds_is_counted():
+  c, model = experiments.lm()
+  whole = programs.counted(c, model)[0]
+  c.loss.visual_fraction = 0.25
+  assert programs.counted(c, model)[0]["depth"] == whole["depth"] / 4
+  c, model = experiments.tower()
+  c.loss.wrong_captions = 0.0
+  once = programs.counted(c, model)[0]["text"]
+  c.loss.wrong_captions = 1.0
+  assert programs.counted(c, model)[0]["text"] == 2 * once
 
 
 def test_transformers_equal_the_compiled_program():

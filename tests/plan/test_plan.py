@@ -196,10 +196,22 @@ def test_two_slices_share_the_data_axis():
 
 
 def test_neighbours_vary_batch_remat_and_mesh():
-  names = [name for name, _ in advice.neighbours(lm_config(), 8)]
-  assert names[:2] == ["batch_size=4", "batch_size=16"]
-  assert "model.remat=dots_with_no_batch_dims_saveable" in names
-  assert any(name.startswith("mesh.") for name in names)
+  """Meshes among them that can be built, whatever of the config's was left to the devices."""
+  config = lm_config()
+  for sizes, wanted in (
+    (dict(data=-1, fsdp=4), ["mesh.data=8, fsdp=1", "mesh.tensor=2, data=1"]),
+    (dict(data=1, fsdp=-1), ["mesh.data=4, fsdp=2", "mesh.tensor=2, fsdp=4"]),
+    (dict(data=4, fsdp=1, tensor=2), ["mesh.fsdp=4, data=1", "mesh.tensor=4, data=2"]),
+  ):
+    config.mesh.update(dict(data=1, fsdp=1, tensor=1, context=1, dcn_data=1) | sizes)
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    found = dict(advice.neighbours(config, mesh.shape))
+    names = list(found)
+    assert names[:2] == ["batch_size=4", "batch_size=16"]
+    assert "model.remat=dots_with_no_batch_dims_saveable" in names
+    assert [name for name in names if name.startswith("mesh.")] == wanted
+    for name in names:
+      assert sharding.make_mesh(**found[name].mesh.to_dict()).size == 8
 
 
 def test_the_command_explains_what_is_missing(capsys):

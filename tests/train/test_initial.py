@@ -58,6 +58,14 @@ def wanted(model):
   }
 
 
+def test_a_part_goes_behind_the_whole_that_holds_it():
+  given = dict(decoder="d", depth="p", llm="l", siglip="s", tower="t", whole="w")
+  names = [name for name, _ in initial.in_order(given)]
+  assert names.index("whole") < names.index("tower") < names.index("siglip")
+  for inner, outer in (("decoder", "tower"), ("llm", "whole"), ("depth", "whole")):
+    assert names.index(inner) > names.index(outer)
+
+
 @pytest.fixture(scope="module")
 def imported_llama(tmp_path_factory):
   config, params = llama("x", vocab_size=PIECES)

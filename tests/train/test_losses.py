@@ -87,6 +87,20 @@ def test_a_fraction_of_the_slots_is_right_on_average():
   np.testing.assert_allclose(sums.mean(0), (values * mask).sum(1), rtol=0.03)
 
 
+@pytest.mark.parametrize("fraction", [0.15, 0.27, 0.3, 0.54, 0.6, 0.5])
+def test_every_slot_that_is_drawn_is_counted(fraction):
+  """Of a row whose slots are all supervised; 0.3 of 100 is a little more than 30 in float32."""
+  slots = 100
+  mask, codes = jnp.ones((1, slots), bool), jnp.ones((1, slots, 1), jnp.int32)
+  places = jnp.arange(1, slots + 1)[None]
+  ones = lambda state, wanted, number: (jnp.ones(wanted.shape), wanted > 0)  # noqa: E731
+  found = losses.code_cross_entropy(
+    ones, jnp.zeros((1, slots + 1, 2)), codes, places, mask,
+    capacity=slots, chunk=10, fraction=fraction, key=jax.random.key(0),
+  )  # fmt: skip
+  assert_close(found["nll"], [slots])
+
+
 def test_pixel_and_psnr():
   a, b = np.zeros((2, 4, 4, 3), np.float32), np.full((2, 4, 4, 3), 0.5, np.float32)
   assert_close(losses.pixel(a, b, mse=2.0, l1=3.0), 2 * 0.25 + 3 * 0.5)

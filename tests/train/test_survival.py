@@ -1,5 +1,6 @@
 """Runs survive: damage is found and gone round, a workdir has one run, a step may be left out."""
 
+import errno
 import json
 import os
 import pathlib
@@ -234,6 +235,19 @@ def test_a_run_on_another_machine_is_known_by_its_beat(tmp_path):
   began = time.monotonic()
   with lock.only_run(tmp_path, beat=0.1, patience=30):  # it ended well: nothing to wait for
     assert time.monotonic() - began < 15
+
+
+def test_where_files_cannot_be_locked_beats_must_do(tmp_path, monkeypatch):
+  def flock(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(lock.fcntl, "flock", flock)
+  with lock.only_run(tmp_path, beat=0.1, patience=0.4):
+    with pytest.raises(ValueError, match="in use by another run"):
+      with lock.only_run(tmp_path, beat=0.1, patience=2):
+        pass
+  with lock.only_run(tmp_path, beat=0.1, patience=30):
+    pass
 
 
 HANGS = """

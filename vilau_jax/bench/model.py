@@ -72,10 +72,14 @@ def copy_bandwidth(rounds: int = 5) -> float:
   return 2 * size / statistics.median(seconds(lambda: copy(source), rounds))
 
 
-def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
-  """Times of `rounds` calls, results awaited, after two that are not counted."""
+def seconds(
+  call: Callable[[], Any], rounds: int, ready: Callable[[], None] = lambda: None
+) -> list[float]:
+  """Times of `rounds` calls, results awaited, after two that are not counted; `ready` goes before
+  each."""
   taken = []
   for _ in range(rounds + 2):
+    ready()
     began = time.perf_counter()
     jax.block_until_ready(call())
     taken.append(time.perf_counter() - began)
@@ -85,7 +89,7 @@ def seconds(call: Callable[[], Any], rounds: int) -> list[float]:
 def _row(bench: Bench, name: str, rounds: int, bandwidth: float) -> dict[str, Any]:
   began = time.perf_counter()
   workload: Workload = getattr(bench, name)()
-  taken = seconds(workload.call, rounds)
+  taken = seconds(workload.call, rounds, workload.ready)
   first = time.perf_counter() - began - sum(taken)
   median = statistics.median(taken)
   row = {

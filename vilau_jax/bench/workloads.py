@@ -34,12 +34,14 @@ class Workload:
     unit: what is counted.
     bytes: that a call must read at least (weights, and the filled part of the cache), or None where
       arithmetic is the limit.
+    ready: goes before every call, and is not timed.
   """
 
   call: Callable[[], Any]
   work: int
   unit: str
   bytes: int | None = None
+  ready: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Bench:
     run = _Again(self, rows, lambda state: engine.text_step(state, draws, switches))
     head = engine.params["llm"]["embed_tokens" if self.config.llm.tied else "lm_head"]
     least = self._llm_bytes() + run.cache_bytes + _size(head)
-    return Workload(run, rows, "tokens", least)
+    return Workload(run, rows, "tokens", least, run.ready)
 
   def image(self) -> Workload:
     """Visual positions with guidance: a pass of the language model and R depth steps each."""
@@ -112,7 +114,8 @@ class Bench:
     steps = engine.steps_at_once
     chunk = lambda state: engine.visual_chunk(state, 0, draws, switches, steps)  # noqa: E731
     run = _Again(self, 2 * n, chunk, steps)
-    return Workload(run, n * steps, "positions", steps * self._visual_bytes(run.cache_bytes))
+    least = steps * self._visual_bytes(run.cache_bytes)
+    return Workload(run, n * steps, "positions", least, run.ready)
 
   def speculative(self) -> Workload:
     """Passes over a window of drafted positions, with guidance. How many of them are kept depends
@@ -225,7 +228,7 @@ class Bench:
 
 
 class _Again:
-  """Calls a decoding step on the state it left behind; starts anew where the room ends."""
+  """Calls a decoding step on the state it left behind."""
 
   def __init__(self, bench: Bench, rows: int, step: Callable, steps: int = 1):
     self._start = lambda: bench._prepared().start(
@@ -235,9 +238,12 @@ class _Again:
     self._state, self._used = self._start(), 0
     self.cache_bytes = _size(self._state.caches)
 
-  def __call__(self) -> Any:
+  def ready(self) -> None:
+    """Starts anew where the room ends."""
     if self._used + self._steps > self._room:
-      self._state, self._used = self._start(), 0
+      self._state, self._used = jax.block_until_ready(self._start()), 0
+
+  def __call__(self) -> Any:
     self._state, *drawn = self._step(self._state)
     self._used += self._steps
     return drawn

@@ -19,6 +19,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vilau_jax.cli import given
+
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "experiment, FILE.py or FILE.py:ARG (required)", flag_values=FLAGS
@@ -42,6 +44,10 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"unexpected {argv}; see vilau plan --help")
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise ValueError("give --config=FILE.py and --topology=CHIP:SHAPE; see vilau plan --help")
+  if _WORKLOAD.value != "train":
+    given.none(FLAGS, ("samples", "what_if"), "they are of --workload=train")
+  if _JSON.value:
+    given.none(FLAGS, ("samples",), "--json has seconds a step, and no days")
   # No device of this machine takes part; JAX would look for one in vain, and say so.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from rich.console import Console  # flags first: jax takes seconds
@@ -70,10 +76,8 @@ def _what_if(plan, console) -> dict:
   from vilau_jax.plan.advice import neighbours
   from vilau_jax.plan.compiling import make_plan
 
-  if plan.work.workload != "train":
-    raise ValueError("--what_if is for --workload=train")
   rows, table = {}, report.what_if_table()
-  for name, config in neighbours(plan.config, plan.mesh.size):
+  for name, config in neighbours(plan.config, plan.mesh.shape):
     try:
       rows[name] = make_plan(ConfigDict(config), plan.topology)
     except ValueError as error:  # a neighbour that cannot be, such as a batch too small

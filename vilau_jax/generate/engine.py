@@ -27,6 +27,7 @@ from vilau_jax.layers.product import for_decoding, natural
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models import depth, llama
 from vilau_jax.models.vilau import VilaU
+from vilau_jax.streaming import StoredArray
 
 COMPONENTS = ("llm", "projector", "depth", "visual_positions")  # what an engine decodes with
 
@@ -68,8 +69,9 @@ class Engine:
     if jax.default_backend() == "cpu":  # XLA has no fast half precision there
       config = dataclasses.replace(config, dtype="float32")
     self.config = dataclasses.replace(config, remat="none")
-    params = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
-    params, self.stored = place(params, self.config, mesh, quantize)
+    source = {k: variables["params"][k] for k in COMPONENTS if k in variables["params"]}
+    params, self.stored = place(source, self.config, mesh, quantize)
+    self._source = source if not quantize and _rounded(params, self.stored) else None
     self.params = for_decoding(params)
     self.mesh, self.prefix, self.prefix_caches, self.quantized = mesh, (), None, quantize
     book = variables.get("quantizer", {}).get("codebook")
@@ -89,6 +91,14 @@ class Engine:
   def scope(self) -> contextlib.AbstractContextManager:
     """Inside of it programs lie on the engine's mesh."""
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+  def variables(self) -> dict[str, Any]:
+    """Numpy parameters as they are trained and saved, bit for bit as they came; not of quantised
+    ones."""
+    if self._source is None:
+      return stacked(self.params, self.stored)
+    read = lambda leaf: leaf.read() if isinstance(leaf, StoredArray) else np.asarray(leaf)  # noqa: E731
+    return jax.tree.map(read, self._source)
 
   def start(
     self, batch: dict[str, np.ndarray], room: int, prefix=(), take: np.ndarray | None = None
@@ -130,6 +140,12 @@ class Engine:
     """Teacher-forced: hidden [n, D] before each position and its codes [n, R] -> [n, R, E]."""
     with self.scope():
       return code_logits(self.params, self.codebook, hidden, codes, config=self.config)
+
+
+def _rounded(params: dict[str, Any], stored: dict[str, Any]) -> bool:
+  """Whether some weights have fewer bits than where they came from."""
+  fewer = lambda leaf, dtype: leaf.dtype.itemsize < np.dtype(dtype).itemsize  # noqa: E731
+  return any(jax.tree.leaves(jax.tree.map(fewer, params, stored)))
 
 
 def stacked(params: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def quantize_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
   if names[0] not in PARTS or not axes:
     return leaf
   features = tuple(range(axes, jnp.ndim(leaf)))
+  # Scales and quotients in the leaf's own bfloat16 would be rounded twice.
   return qwix.quantize(
-    jnp.asarray(leaf), jnp.int8, channelwise_axes=features, scale_dtype=jnp.float32
+    jnp.asarray(leaf, jnp.float32), jnp.int8, channelwise_axes=features, scale_dtype=jnp.float32
   )

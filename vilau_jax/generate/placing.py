@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vilau_jax import sharding
 from vilau_jax.config import VilaUConfig
 from vilau_jax.generate import int8
+from vilau_jax.layers.product import contracted_axes
 from vilau_jax.layers.stack import LAYERS
 from vilau_jax.models.vilau import abstract_variables
 from vilau_jax.streaming import StoredArray
@@ -32,6 +33,7 @@ def place(
   params: dict[str, Any], config: VilaUConfig, mesh: Mesh | None, quantize: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Parameters as they are stored -> decoding parameters on the devices, and their stored dtypes.
+  Float32 tables and weights of products come in the compute dtype.
 
   Args:
     params: components of leaves that are arrays or StoredArray.
@@ -50,7 +52,7 @@ def place(
       sharding.state_shardings({k: boxed[k] for k in params}, mesh)
     )
   with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-    ready = functools.partial(_place, quantize=quantize)
+    ready = functools.partial(_place, dtype=jnp.dtype(config.dtype), quantize=quantize)
     placed = list(readers.map(lambda key: list(ready(key, flat[key], where[key])), flat))
   leaves = {key: leaf for some in placed for key, leaf, _ in some}
   dtypes = {key: dtype for some in placed for key, _, dtype in some}
@@ -58,7 +60,7 @@ def place(
 
 
 def _place(
-  key: Key, leaf: Any, where: NamedSharding | None, quantize: str | None
+  key: Key, leaf: Any, where: NamedSharding | None, dtype: jnp.dtype, quantize: str | None
 ) -> Iterator[tuple[Key, Any, Any]]:
   convert = int8.quantize_leaf if quantize else lambda _, leaf: leaf
   if key[0] in STACKS and key[1] == LAYERS:
@@ -66,13 +68,21 @@ def _place(
       where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i, layer in enumerate(leaf.rows() if isinstance(leaf, StoredArray) else leaf):
       own = (key[0], f"{LAYERS}_{i}", *key[2:])
-      yield own, convert(own, _put(layer, where)), leaf.dtype
+      yield own, convert(own, _put(own, layer, where, dtype, quantize)), leaf.dtype
   else:
     whole = leaf.read() if isinstance(leaf, StoredArray) else leaf
-    yield key, convert(key, _put(whole, where)), leaf.dtype
+    yield key, convert(key, _put(key, whole, where, dtype, quantize)), leaf.dtype
 
 
-def _put(leaf: Any, where: NamedSharding | None) -> jax.Array:
+def _put(
+  key: Key, leaf: Any, where: NamedSharding | None, dtype: jnp.dtype, quantize: str | None
+) -> jax.Array:
+  multiplied = contracted_axes(key, leaf.ndim) > 0
+  if multiplied and quantize:
+    pass  # eight bits are made from all that there is
+  elif leaf.dtype == jnp.float32 and (multiplied or key[-1] == "embed_tokens"):
+    # As every use of it would cast it: float32 from training takes twice the memory and the time.
+    leaf = leaf.astype(dtype)
   if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
     leaf = np.asarray(leaf).astype(np.float32)  # XLA has no fast half precision there
   return jnp.asarray(leaf) if where is None else jax.device_put(leaf, where)

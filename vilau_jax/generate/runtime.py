@@ -25,7 +25,7 @@ from vilau_jax.generate import image, interleaved, sampling
 from vilau_jax.generate import speculative as speculation
 from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.contents import Contents, Image, as_list, to_turns
-from vilau_jax.generate.engine import Engine, stacked
+from vilau_jax.generate.engine import Engine
 from vilau_jax.generate.vision import Vision
 from vilau_jax.layers.product import natural
 
@@ -93,7 +93,7 @@ class Runtime:
       if self._tower["quantizer"]:
         variables["quantizer"] = self._tower["quantizer"]
     if "llm" in self._parts:
-      variables["params"] |= stacked(self.engine.params, self.engine.stored)
+      variables["params"] |= self.engine.variables()
     return variables
 
   def tower_id(self) -> str:
@@ -110,7 +110,12 @@ class Runtime:
     trees = [self._tower, natural(self.engine.params) if "llm" in self._parts else None]
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
       flat = np.asarray(leaf).reshape(-1)
-      sample = flat[:: max(1, flat.size // 4096)].astype(np.float32)
+      sample = flat[:: max(1, flat.size // 4096)]
+      if path[0].idx and np.issubdtype(
+        sample.dtype, np.floating
+      ):  # same on all machines: placing.py
+        sample = sample.astype(self.config.dtype)
+      sample = sample.astype(np.float32)
       digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode() + sample.tobytes())
     self._identity = digest.hexdigest()[:16]
     return self._identity

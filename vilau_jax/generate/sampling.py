@@ -5,6 +5,7 @@ temperature never recompiles. Axis letters: B rows, E entries (codes or text ids
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
   # Compared are the logits: compilers compute a softmax anew in each kernel that reads it, and a
   # probability that is rounded otherwise the second time falls below its own threshold.
   order, probs = _ordered_bits(logits), jax.nn.softmax(logits, axis=-1)
-  threshold = _threshold(order, probs, p)[:, None]
+  threshold = jnp.minimum(_threshold(order, probs, p), jnp.max(order, axis=-1))[:, None]
   tied = order == threshold
   value = jnp.max(jnp.where(tied, probs, 0), axis=-1, keepdims=True)
   rank = jnp.cumsum(tied, axis=-1) - 1
@@ -122,6 +123,8 @@ def filtered(logits: jax.Array, values: dict[str, jax.Array], switches: Switches
   softmax of the result is the distribution that is drawn from.
   """
   logits = logits.astype(jnp.float32) / values["temperature"]
+  if switches.top_k or switches.top_p:  # compared bit by bit, so they are computed once
+    logits = jax.lax.optimization_barrier(logits)
   if switches.top_k:
     logits = keep_top_k(logits, values["top_k"])
   if switches.top_p:
@@ -172,8 +175,10 @@ def output_seeds(seed: int | Sequence[int], count: int) -> list[int]:
 
 
 def output_keys(seeds: list[int]) -> jax.Array:
-  """Seeds -> keys [B]."""
-  return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+  """Seeds -> keys [B]. Of threefry, whatever JAX's default is: a seed is the same picture on every
+  machine, and rbg's depends on the batch."""
+  key = functools.partial(jax.random.key, impl="threefry2x32")
+  return jax.vmap(key)(np.asarray(seeds, np.uint32))
 
 
 def fold(keys: jax.Array, numbers: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 Axis letters: n pictures, S image side, T visual positions, R residual depth, D embedding width.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -112,7 +113,19 @@ class Vision:
 
 _AHEAD = 8  # calls
 
-_compiled = functools.partial(jax.jit, static_argnums=0)
+
+def _compiled(program):
+  """Compiles a program of a tower. Float32 means float32 on every device: GPUs and TPUs multiply it
+  in TF32 or bfloat16 unless told, and the codes would be others there."""
+
+  @functools.partial(jax.jit, static_argnums=0)
+  @functools.wraps(program)
+  def run(tower: Tower, *arguments):
+    whole = jnp.dtype(tower.dtype) == jnp.float32
+    with jax.default_matmul_precision("highest") if whole else contextlib.nullcontext():
+      return program(tower, *arguments)
+
+  return run
 
 
 @_compiled

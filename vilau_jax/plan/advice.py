@@ -1,7 +1,6 @@
 """What to change when a plan does not fit, and the neighbours of a config worth compiling."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,9 +14,12 @@ def advice(plan: Plan) -> list[str]:
   over = memory["total"] - memory["hbm"]
   states = memory["parameters"] + memory["optimizer"]
   lines = [f"it needs {over:.2f} GiB a device more than there are"]
-  if plan.work.workload != "train":
-    return [*lines, "more devices along mesh.tensor, fewer outputs at once, or --int8"]
-  spread = math.prod(shape[a] for a in ("data",))
+  if plan.work.workload == "tokenize":  # weights are whole on every device
+    return [*lines, "a chip with more memory"]
+  if plan.work.workload == "generate":
+    less = [] if plan.work.quantized else ["--int8"]
+    return [*lines, " or ".join([*less, "more devices, which share the weights when they draw"])]
+  spread = shape["data"] // plan.config.mesh.dcn_data
   if spread > 1 and states > 0.1 * memory["hbm"]:
     saved = states * (1 - 1 / spread)
     lines.append(
@@ -25,22 +27,29 @@ def advice(plan: Plan) -> list[str]:
       f"{states:.2f} GiB a device now, {states - saved:.2f} then)"
     )
   c, rows = plan.config, plan.config.batch_size / shape["data"] / shape["fsdp"]
-  if c.stage == "lm" and rows / c.optim.accumulate > 1:
+  if c.stage == "lm" and rows % (2 * c.optim.accumulate) == 0:
     lines.append(
       f"optim.accumulate={2 * c.optim.accumulate} (temporaries are {memory['temporaries']:.2f} GiB "
       "a device, and most of them grow with the rows at once)"
     )
   if c.model.get("remat") != "nothing_saveable":
     lines.append("model.remat='nothing_saveable' (only the inputs of blocks are kept)")
-  if rows > 1:
+  if rows % (2 * c.optim.accumulate) == 0:
     lines.append(f"batch_size={c.batch_size // 2}, or twice as many devices")
   if c.stage == "lm":
-    lines.append("mesh.tensor=2 (a layer's products and activations are shared by two devices)")
+    more = 2 * shape["tensor"]
+    lines.append(
+      f"mesh.tensor={more} (a layer's products and activations are shared by {more} devices)"
+    )
   return lines
 
 
-def neighbours(config: ConfigDict, devices: int) -> Iterator[tuple[str, ConfigDict]]:
-  """Variations of a training config: batch, rematerialisation, mesh; (what differs, config)."""
+def neighbours(config: ConfigDict, shape: Mapping[str, int]) -> Iterator[tuple[str, ConfigDict]]:
+  """Variations of a training config: batch, rematerialisation, mesh; (what differs, config).
+
+  Args:
+    shape: sizes of the config's mesh, all slices together.
+  """
 
   def changed(**values: Any) -> ConfigDict:
     other = ConfigDict(config.to_dict())
@@ -60,10 +69,11 @@ def neighbours(config: ConfigDict, devices: int) -> Iterator[tuple[str, ConfigDi
   for remat in ("nothing_saveable", "dots_with_no_batch_dims_saveable"):
     if remat != now:
       yield f"model.remat={remat}", changed(model__remat=remat)
-  sizes = {k: v for k, v in config.mesh.items() if k != "data"}
-  fixed = math.prod(sizes.values())
-  for fsdp in (config.mesh.fsdp * 4, config.mesh.fsdp // 4):
-    if fsdp and devices % (fixed // config.mesh.fsdp * fsdp) == 0:
-      yield f"mesh.fsdp={fsdp}", changed(mesh__fsdp=fsdp, mesh__data=-1)
-  if devices % (2 * fixed) == 0:
-    yield "mesh.tensor=2", changed(mesh__tensor=2, mesh__data=-1)
+  sizes = {**shape, "data": shape["data"] // config.mesh.dcn_data}  # of one slice
+  moves = [("data", "fsdp", 4), ("fsdp", "data", 4)]
+  moves.append(("data" if sizes["data"] % 2 == 0 else "fsdp", "tensor", 2))
+  for source, target, times in moves:
+    if sizes[source] % times == 0:
+      new = sizes | {source: sizes[source] // times, target: sizes[target] * times}
+      name = f"mesh.{target}={new[target]}, {source}={new[source]}"
+      yield name, changed(**{f"mesh__{axis}": size for axis, size in new.items()})

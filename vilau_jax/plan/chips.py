@@ -74,15 +74,16 @@ _TPU = "Google Cloud TPU documentation, system architecture of "
 
 # Links: TPU documentation counts both directions (v5e 400, v6e 800 GB/s a chip) or bits of one (v4
 # 2400, v5p 4800 Gbit/s); data sheets of GPUs count both. Here it is one direction. Network: 8 NICs
-# a host (400 Gbit/s each on an H100 host, 200 on an A100 host); for TPUs the slice's data centre
-# network divided by its chips (v5e: 6.4 Tbit/s for 256), taken the same for the others.
+# a host (400 Gbit/s each on an H100 host, 200 on an A100 host); for TPUs the data centre network of
+# a slice divided by its chips (v5e 6.4 and v6e 25.6 Tbit/s for 256; v5p 50 Gbit/s a chip; for v4,
+# of which nothing is published, as v5e).
 CHIPS = {
   c.name: c
   for c in (
     Chip("v4", 275e12, 32 * _GIB, 1.228e12, 300e9, 3, 4, 3.125e9, _TPU + "v4"),
     Chip("v5e", 197e12, 16 * _GIB, 0.819e12, 200e9, 2, 16, 3.125e9, _TPU + "v5e"),
-    Chip("v5p", 459e12, 95 * _GIB, 2.765e12, 600e9, 3, 4, 3.125e9, _TPU + "v5p"),
-    Chip("v6e", 918e12, 32 * _GIB, 1.638e12, 400e9, 2, 16, 3.125e9, _TPU + "v6e"),
+    Chip("v5p", 459e12, 95 * _GIB, 2.765e12, 600e9, 3, 4, 6.25e9, _TPU + "v5p"),
+    Chip("v6e", 918e12, 32 * _GIB, 1.638e12, 400e9, 2, 16, 12.5e9, _TPU + "v6e"),
     Chip("h100", 989e12, 84978434048, 3.35e12, 450e9, 0, 0, 50e9,
          "NVIDIA H100 SXM data sheet (dense bfloat16), NVLink 4, DGX H100", _H100),
     Chip("h200", 989e12, 150754820096, 4.8e12, 450e9, 0, 0, 50e9,

@@ -77,11 +77,13 @@ def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any)
   flops = hlo.total_flops(program) + sum(n * times for _, n, times in calls)
   moved = traffic.total_bytes(program)
   model = work.model_flops["total"] / mesh.size
-  bounds = roofline.bounds(topology, flops, moved, found)
-  total = memory.argument_size_in_bytes + memory.output_size_in_bytes
+  bounds = roofline.bounds(topology, list(mesh.devices.flat), flops, moved, found)
+  # A program drops the arguments that it does not read; they stay in memory all the same.
+  kept = programs.device_bytes(work.arguments) + programs.device_bytes(work.beside)
+  total = max(kept, memory.argument_size_in_bytes) + memory.output_size_in_bytes
   total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
   total += memory.generated_code_size_in_bytes
-  usage = _memory(topology, work, memory.temp_size_in_bytes, total)
+  usage = _memory(topology.chip.hbm, work, memory.temp_size_in_bytes, total)
   step = bounds["step_s"]
   return {
     "fits": total <= topology.chip.hbm,
@@ -96,15 +98,15 @@ def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any)
   }  # fmt: skip
 
 
-def _memory(topology: Topology, work: Any, temporaries: float, total: float) -> dict[str, float]:
+def _memory(room: float, work: Any, temporaries: float, total: float) -> dict[str, float]:
   values = {
-    "parameters": programs.device_bytes(work.parameters),
+    "parameters": programs.device_bytes((work.parameters, work.beside)),
     "optimizer": programs.device_bytes(work.optimizer),
     "activations": work.activations,
     "temporaries": temporaries,
     "total": total,
-    "hbm": topology.chip.hbm,
-    "headroom": topology.chip.hbm - total,
+    "hbm": room,
+    "headroom": room - total,
   }
   return {name: value / GIB for name, value in values.items()}
 
@@ -115,18 +117,20 @@ def _does_not_fit(message: str, topology: Topology, work: Any) -> dict[str, Any]
   Raises:
     ValueError: if it was refused for another reason.
   """
-  kept = programs.device_bytes(work.arguments)
-  whole = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+  kept = programs.device_bytes(work.arguments) + programs.device_bytes(work.beside)
+  whole = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
+  room = topology.chip.hbm
   temporary = re.search(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM", message)
   if whole:
     total = float(whole[1]) * _UNITS[whole[2]]
+    room = float(whole[3]) * _UNITS[whole[4]]  # what the compiler keeps for itself is not there
   elif temporary:
     total = float(temporary[1]) * _UNITS[temporary[2]] + kept
   else:
     lines = [line for line in message.splitlines() if line.strip()]
     raise ValueError(f"this program does not compile for {topology.name}: {lines[0][:600]}")
   return {
-    "fits": False, "memory_gib_per_device": _memory(topology, work, total - kept, total),
+    "fits": False, "memory_gib_per_device": _memory(room, work, total - kept, total),
     "flops_per_device": None, "bytes_per_device": None, "collectives": [], "roofline": None,
     "throughput": None,
   }  # fmt: skip

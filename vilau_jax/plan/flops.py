@@ -88,7 +88,7 @@ def lm_step(
     length: L, positions of a row.
     slots: visual positions of a row that the projector reads.
     supervised: visual positions of a row that the depth transformer predicts.
-    freeze: path prefixes whose parameters do not learn.
+    freeze: path prefixes whose parameters do not learn; counted are whole parts, and the head.
     rank: of adapters, which learn in place of every parameter; 0: there are none.
     targets: path prefixes of the parts that have adapters, counted as whole parts.
 
@@ -109,7 +109,8 @@ def lm_step(
   factors = {
     part: 6 if part in learns and not rank else 4 if passed[part] else 2 for part in passed
   }
-  factors |= {"attention": 6 if early else 2, "head": factors["llm"]}
+  head = "llm/lm_head" in {prefix.strip("/") for prefix in freeze}
+  factors |= {"attention": 6 if early else 2, "head": min(factors["llm"], 4 if head else 6)}
   parts = {name: rows * value * factors[name] / 2 for name, value in row.items()}
   if rank:
     adapters = adapters_forward(model, rank, length, slots, supervised)
@@ -154,7 +155,8 @@ def tower_step(config: ConfigDict, tower: TowerConfig) -> dict[str, float]:
     parts["encoder"] = times("tower/encoder") * cnn_encoder_forward(tower.cnn)
   if loss.contrastive:
     parts["pool"] = (2 if times("tower/vision") == 1 else 3) * pool_forward(tower)
-    parts["text"] = times("tower/text") * text_forward(tower)
+    captions = 2 if loss.wrong_captions else 1
+    parts["text"] = captions * times("tower/text") * text_forward(tower)
   side = tower.image_size
   parts["decoder"] = times("tower/decoder") * decoder_forward(tower)
   if loss.lpips:

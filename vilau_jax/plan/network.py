@@ -22,7 +22,8 @@ class Collective:
   Attributes:
     kind: one of COLLECTIVES.
     groups: device numbers that talk to each other (pairs, for a permutation).
-    bytes: of the whole array once a run: what an all-gather makes, what a reduce-scatter reads.
+    bytes: of the whole array once a run: what an all-gather makes, what a reduce-scatter reads; of
+      a device's part of it, for an all-to-all and a permutation.
     times: how often it runs.
   """
 

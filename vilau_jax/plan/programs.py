@@ -39,6 +39,8 @@ class Work:
     activations: bytes on a device that wait for the backward pass: the inputs of rematerialised
       blocks (part of the temporaries); 0 where there is none.
     tokens, images: of a run, all devices together.
+    quantized: weights are in eight bits.
+    beside: tree of weights that stay in memory while it runs, though it does not take them.
   """
 
   workload: str
@@ -52,6 +54,8 @@ class Work:
   tokens: float
   images: float
   activations: float = 0.0
+  quantized: bool = False
+  beside: Any = dataclasses.field(default_factory=dict)
 
   def lower(self, mesh: Mesh) -> Any:
     with jax.set_mesh(mesh):
@@ -88,17 +92,24 @@ def train(config: ConfigDict, mesh: Mesh) -> Work:
   weights = {"trained": state.params, "frozen": frozen, "collections": state.collections}
   work, tokens, images = counted(config, model)
   # Weights are read forward and backward in the compute dtype, and once with their gradient and
-  # moments, of which all but the gradient are written again. Adapters stand beside all others.
-  read = (state.params, frozen["params"]) if config.lora.rank else state.params
-  whole = sum(leaf.size for leaf in jax.tree.leaves(read)) * jnp.dtype(model.dtype).itemsize
-  if config.lora.base:
-    whole = sum(device_bytes(part) for part in (state.params, frozen["params"]))
+  # moments, of which all but the gradient are written again.
+  whole = _bytes_used((state.params, frozen["params"]), jnp.dtype(model.dtype))
   updates = 2 * device_bytes(state.opt) + 3 * device_bytes(state.params)
   return Work(
     "train", step.compiled_step(stage, state), (state, frozen, batch, key), {}, weights, state.opt,
     work, 2 * whole / mesh.shape["tensor"] + updates, tokens, images,
     _block_inputs(config, model, mesh),
   )  # fmt: skip
+
+
+def _bytes_used(params: Any, dtype: jnp.dtype) -> float:
+  """Of all devices together, of weights as they are read: in `dtype`, or packed integers."""
+
+  def one(leaf):
+    packed = jnp.issubdtype(leaf.dtype, jnp.integer)
+    return leaf.size * (_width(leaf.dtype) if packed else dtype.itemsize)
+
+  return float(sum(one(leaf) for leaf in jax.tree.leaves(params)))
 
 
 def counted(config: ConfigDict, model: VilaUConfig) -> tuple[dict[str, float], float, float]:
@@ -109,7 +120,8 @@ def counted(config: ConfigDict, model: VilaUConfig) -> tuple[dict[str, float], f
     return flops.tower_step(config, model.tower), rows * model.tower.image_tokens, rows
   row = config.data.row
   work = flops.lm_step(
-    model, rows=rows, length=row.length, slots=row.slots, supervised=row.targets,
+    model, rows=rows, length=row.length, slots=row.slots,
+    supervised=math.ceil(row.targets * config.loss.visual_fraction),
     freeze=config.optim.freeze, rank=config.lora.rank, targets=config.lora.targets,
   )  # fmt: skip
   return work, rows * row.length, rows * row.slots / model.tower.image_tokens
@@ -159,6 +171,12 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | N
   model = dataclasses.replace(VilaUConfig.from_preset(**config.model.to_dict()), remat="none")
   dtype, steps = jnp.dtype(model.dtype), model.tower.grid
   boxed = vilau.abstract_variables(model)
+  # Pictures are encoded and decoded between; what reads captions came for training alone.
+  tower = {k: v for k, v in boxed["params"]["tower"].items() if k != "text"}
+  tower = jax.tree.map(
+    lambda a, where: _leaf(a.shape, dtype, where), step.unboxed(tower),
+    sharding.state_shardings(tower, mesh),
+  )  # fmt: skip
   params = {k: v for k, v in boxed["params"].items() if k != "tower"}
   params = jax.tree.map(
     lambda a, where: _leaf(a.shape, dtype, where), step.unboxed(params),
@@ -186,7 +204,8 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | N
   least = steps * (_weights_read(model, params) + device_bytes(state.caches))
   return Work(
     "generate", engine.visual_chunk, (params, book, state, first, draws), static, params, {},
-    counted, least, 2 * outputs * steps, outputs * steps / model.tower.image_tokens,
+    counted, least, outputs * steps, outputs * steps / model.tower.image_tokens,
+    quantized=bool(quantize), beside=tower,
   )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from vilau_jax.plan.flops import DEFINITION
 
 COMPILED = (
   "compiled FLOPs: products and convolutions of the optimised program times the turns of its "
-  "loops, every branch taken, attention kernels by the analytic model"
+  "loops, the longest of branches taken, attention kernels by the analytic model"
 )
 BYTES = (
   "bytes: what the optimised program's operations read and write in device memory (what stays on "

@@ -8,12 +8,17 @@ from vilau_jax.plan.topology import Topology
 
 
 def bounds(
-  topology: Topology, flops: float, moved: float, found: Sequence[Collective]
+  topology: Topology,
+  devices: Sequence[Any],
+  flops: float,
+  moved: float,
+  found: Sequence[Collective],
 ) -> dict[str, Any]:
   """Seconds a step of each limit, as if the others cost nothing, and which is the largest.
 
   Args:
     topology: the machine.
+    devices: its devices in the program's order, which is that of the mesh.
     flops: operations of a device.
     moved: bytes between a device and its memory.
     found: its communication.
@@ -25,42 +30,44 @@ def bounds(
   terms: Mapping[str, float] = {
     "compute": flops / chip.flops,
     "memory": moved / chip.bandwidth,
-    "network": sum(c.times * seconds(topology, c) for c in found),
+    "network": sum(c.times * seconds(topology, devices, c) for c in found),
   }
   limit = max(terms, key=terms.__getitem__)
   return {f"{k}_s": v for k, v in terms.items()} | {"step_s": terms[limit], "limit": limit}
 
 
-def seconds(topology: Topology, c: Collective) -> float:
+def seconds(topology: Topology, devices: Sequence[Any], c: Collective) -> float:
   """One collective over rings (TPU) or through switch and NICs (GPU), bandwidth alone.
 
-  A ring of n moves (n - 1) / n of an array past every device; an all-reduce does so twice.
+  A ring of n moves (n - 1) / n of an array past every device; an all-reduce does so twice. An
+  all-to-all sends that share of what each device holds; the slowest pair ends a permutation.
   """
   n = len(c.groups[0])
   if n < 2:
     return 0.0
   if c.kind == "collective-permute":
-    return c.bytes / _bandwidth(topology, c.groups)
+    pairs = {tuple(p) for p in c.groups if p[0] != p[1]}
+    return c.bytes / min(_bandwidth(topology, [devices[i] for i in pair]) for pair in pairs)
   passes = 2 if c.kind == "all-reduce" else 1
-  share = (n - 1) / n / (n if c.kind == "all-to-all" else 1)
-  return passes * share * c.bytes / _bandwidth(topology, c.groups)
+  # Every group has the shape of the first, as mesh axes give them.
+  speed = _bandwidth(topology, [devices[i] for i in c.groups[0]])
+  return passes * (n - 1) / n * c.bytes / speed
 
 
-def _bandwidth(topology: Topology, groups: Sequence[Sequence[int]]) -> float:
-  """Bytes a second at which an array passes a device of the group.
-
-  Every group has the shape of the first, as mesh axes give them.
-  """
-  chip, devices = topology.chip, topology.devices
-  group = [devices[i] for i in groups[0]]
+def _bandwidth(topology: Topology, group: Sequence[Any]) -> float:
+  """Bytes a second at which an array passes a device of the group."""
+  chip = topology.chip
   if chip.is_gpu:
     local = topology.shape[1]
-    hosts = {i // local for i in groups[0]}
+    hosts = {d.id // local for d in group}
     # Across hosts an array enters a host through the NICs of all its GPUs that take part.
-    return chip.link if len(hosts) == 1 else chip.network * (len(group) / len(hosts))
-  if len({getattr(d, "slice_index", 0) for d in group}) > 1:
-    together = len(group) / topology.slices
-    return chip.network * together
+    outside = chip.network * len(group) / len(hosts)
+    return chip.link if len(hosts) == 1 else min(chip.link, outside)
+  slices = {getattr(d, "slice_index", 0) for d in group}
+  if len(slices) > 1:
+    of_one = [d for d in group if getattr(d, "slice_index", 0) == min(slices)]
+    outside = chip.network * len(group) / len(slices)
+    return min(_bandwidth(topology, of_one), outside) if len(of_one) > 1 else outside
   coordinates = list(zip(*(d.coords for d in group)))
   spanned = [(a, len(set(c))) for a, c in enumerate(coordinates) if len(set(c)) > 1]
   whole = sum(_closed(topology, axis, extent) for axis, extent in spanned)

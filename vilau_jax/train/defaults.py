@@ -156,7 +156,8 @@ def check(config: ConfigDict) -> None:
   """Checks that an experiment has exactly the fields of its stage.
 
   Raises:
-    ValueError: naming unknown fields, with the nearest known one, and missing ones.
+    ValueError: naming unknown fields, with the nearest known one, and missing ones, or a number
+      that must be at least 1.
   """
   stages = {"tower": tower, "lm": lm}
   stage = config.get("stage")
@@ -171,6 +172,11 @@ def check(config: ConfigDict) -> None:
   if wrong:
     more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
     raise ValueError(f"this config is not a stage {stage!r} one: {'; '.join(wrong[:8])}{more}")
+  for name in ("steps", "batch_size", "log.every", "ckpt.every", "optim.accumulate"):
+    section, _, field = name.rpartition(".")
+    value = (config[section] if section else config).get(field, 1)
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

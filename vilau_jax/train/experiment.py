@@ -289,6 +289,8 @@ def _tower_experiment(config: ConfigDict, workdir: epath.Path, started: bool) ->
 
 def _lm_experiment(config: ConfigDict, workdir: epath.Path, started: bool) -> Experiment:
   init_from = config.init_from.to_dict()
+  if "tower" in init_from and "whole" in init_from:
+    raise ValueError("init_from has a tower and a whole model, which brings its own: leave one out")
   source = init_from.get("tower") or init_from.get("whole")
   if not source:
     raise ValueError("stage 'lm' needs init_from.tower (or init_from.whole): a directory with the "

@@ -1,6 +1,5 @@
 """What ends a run before its end: signals, a peer that hangs, and values that are not finite."""
 
-import contextlib
 import dataclasses
 import faulthandler
 import os
@@ -8,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,13 +20,18 @@ HUNG = 75  # exit code of a process that gave up waiting
 
 
 class Stopping:
-  """Remembers SIGTERM and a first Ctrl-C, and lets all processes agree on the step to stop at."""
+  """Remembers SIGTERM and a first Ctrl-C, and lets all processes agree on the step to stop at.
+
+  Before `listen` they end the process: while it starts, which can take longer than a cluster waits,
+  there is nothing to save.
+  """
 
   PATIENCE = 2.0  # seconds between agreements among processes; each costs one small collective
   MOST = 10  # steps between them
 
   def __init__(self):
     self._told: int | None = None  # the signal
+    self._before: dict[int, Any] = {}  # handlers
     self._next_ask = 1
     self._asked: tuple[int, float] | None = None  # step and time of the last agreement
 
@@ -36,6 +39,17 @@ class Stopping:
   def signal(self) -> int | None:
     """What stopped the run, or None."""
     return self._told
+
+  def listen(self) -> None:
+    """From now on signals are remembered (in the main thread, where they arrive)."""
+    if threading.current_thread() is threading.main_thread() and not self._before:
+      self._before = {s: signal.signal(s, self.told) for s in (signal.SIGTERM, signal.SIGINT)}
+
+  def close(self) -> None:
+    """Puts the handlers back that were there before."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before = {}
 
   def told(self, number: int, _frame: Any) -> None:
     """The signal handler; a second signal interrupts at once."""
@@ -57,23 +71,9 @@ class Stopping:
     self._next_ask = step + int(np.clip(self.PATIENCE / max(told[0, 1], 1e-3), 1, self.MOST))
     self._asked = step, now
     number = int(told[:, 0].max())
-    self._told = number or None
+    if number:  # else a signal may have come since this process answered: the next time tells it
+      self._told = number
     return bool(number)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Stopping]:
-  """Catches SIGTERM and Ctrl-C for the block (in the main thread, where signals arrive)."""
-  stopping = Stopping()
-  if threading.current_thread() is not threading.main_thread():
-    yield stopping
-    return
-  before = {s: signal.signal(s, stopping.told) for s in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield stopping
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
 
 
 class Watchdog:

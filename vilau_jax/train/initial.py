@@ -15,7 +15,7 @@ from vilau_jax import checkpoint, lora
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data.tokenizer import ADDED
 
-# What init_from may name -> the variables it loads.
+# What init_from may name -> the variables it loads; what holds others goes before them.
 COMPONENTS = {
   "whole": ("params", "quantizer"),
   "tower": ("params/tower", "quantizer"),
@@ -47,6 +47,12 @@ _SECTIONS = {
 _SILENT = ("eps", "rope_theta", "groups")
 Key = tuple[str, ...]
 Adapt = Callable[[np.ndarray], np.ndarray]
+
+
+def in_order(init_from: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  """Its entries, a part behind the whole that holds it, so that the part's weights are kept."""
+  order = list(COMPONENTS)
+  return sorted(init_from.items(), key=lambda item: item[0] in order and order.index(item[0]))
 
 
 def load(

@@ -67,9 +67,12 @@ class _Lock:
       self._file = os.open(os.fspath(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
       try:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as error:
+      except BlockingIOError as error:
         os.close(self._file)
         raise ValueError(self._refusal(self._read())) from error
+      except OSError:  # some shared file systems know no locks: as in a bucket, beats must do
+        os.close(self._file)
+        self._file, local = None, False
     holder = self._read()
     if holder and not (local and holder.get("machine") == _machine()) and not holder.get("ended"):
       self._watch(holder, beat, patience)

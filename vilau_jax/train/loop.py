@@ -6,6 +6,7 @@ anywhere goes on exactly as if nothing had happened.
 """
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -68,14 +69,16 @@ def train(
     run = experiments.resolve(config, workdir)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     closing.enter_context(jax.set_mesh(mesh))
-    stopping = closing.enter_context(guard.stop_signals())
-    result = _run(run, mesh, stopping, dog, profile, closing)
+    stopping = guard.Stopping()
+    closing.callback(stopping.close)
+    result = _run(run, mesh, began, stopping, dog, profile, closing)
   return result | {"seconds": time.monotonic() - began}
 
 
 def _run(
   run: Experiment,
   mesh: Mesh,
+  began: float,
   stopping: guard.Stopping,
   dog: guard.Watchdog,
   profile: tuple[int, int] | None,
@@ -89,9 +92,9 @@ def _run(
   frozen = stage.compressed(frozen)
   skips = config.guard.nonfinite_skips
   step_fn = steps.compiled_step(guard.SkipNonFinite(stage) if skips else stage, state)
-  key, start = jax.random.key(config.seed), int(state.step)
+  key, start = _key(config), int(state.step)
   position = saved.position(start) if start else {}
-  batches = Batches(run, mesh, start, position)
+  batches = Batches(run, mesh, start, position, began)
   writer = _writer(run, start, batches.speed, position)
   closing.callback(writer.close)
   closing.callback(_end_profile)
@@ -104,6 +107,7 @@ def _run(
     done = step + 1
     with _batch_named(run, batches):
       writer.add(done, metrics)
+      stopping.listen()
       dog.at(f"step {done + 1}")
       stop = stopping.at(done)
       if stop or done == config.steps or done % config.ckpt.every == 0:
@@ -128,12 +132,17 @@ def _run(
   return result | {"signal": stopping.signal}
 
 
+def _key(config: ConfigDict) -> jax.Array:
+  """Of threefry, whatever JAX's default is: same seed, same run."""
+  return jax.random.key(config.seed, impl="threefry2x32")
+
+
 def prepare(
   stage: Any, run: Experiment, saved: TrainingCheckpoints, mesh: Mesh
 ) -> tuple[State, Tree]:
   """State and frozen variables on the mesh: from the newest checkpoint, or random ones with what
   init_from names."""
-  key = jax.random.key(run.config.seed)
+  key = _key(run.config)
   abstract = steps.abstract_state(stage, mesh)
   placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   last = saved.newest_good()
@@ -159,7 +168,7 @@ def _initialise(
   """Replaces random values by those of config.init_from."""
   views = [_variables(*abstract), _variables(state, frozen)]
   wanted, values = (traverse_util.flatten_dict(view) for view in views)
-  for component, directory in run.config.init_from.to_dict().items():
+  for component, directory in initial.in_order(run.config.init_from.to_dict()):
     values |= initial.load(component, directory, run.model, wanted, run.config.stage)
   values = traverse_util.unflatten_dict(values)
   trained, still = _taken(state.params, values), _taken(frozen["params"], values)
@@ -252,20 +261,24 @@ def share_of_rows(slices: Mapping[Any, Any], mesh: Mesh, batch_size: int) -> tup
 class Batches:
   """Global batches from step `start` on, read ahead by threads or processes."""
 
-  def __init__(self, run: Experiment, mesh: Mesh, start: int, position: dict[str, Any]):
-    """position: of the checkpoint that the run goes on from, {} where it begins."""
+  def __init__(
+    self, run: Experiment, mesh: Mesh, start: int, position: dict[str, Any], began: float
+  ):
+    """position: of the checkpoint that the run goes on from, {} where it begins; began: when this
+    call did."""
     self._run, self._mesh, self._step = run, mesh, start
     anchor = tuple(position.get("anchor", pipeline.START))
     self._anchors = {start: anchor}  # step -> where its batch lies in the data
     index, count = data_share(mesh, run.config)
-    self.speed = Speed(run.config, run.model, mesh.devices.size, count)
+    self.speed = Speed(run.config, run.model, mesh.devices.size, count, began)
     data = run.config.data
     dataset = run.dataset(index, count, anchor=anchor)
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=2 * data.threads)
     reader = dataset[start:].to_iter_dataset(options)
     if data.workers:
       flags.FLAGS.mark_as_parsed()  # grain's workers read theirs; ours are others (cli/main.py)
-      reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+      options = grain.MultiprocessingOptions(num_workers=data.workers)
+      reader = reader.mp_prefetch(options, worker_init_fn=_deaf)
     self._reader = iter(reader)
 
   def __next__(self) -> dict[str, jax.Array]:
@@ -286,6 +299,12 @@ class Batches:
   def anchor_before(self, step: int) -> pipeline.Anchor:
     """The anchor of step `step` (1 = the first) or of one before it."""
     return self._anchors[max((k for k in self._anchors if k <= step), default=min(self._anchors))]
+
+
+def _deaf(_index: int, _count: int) -> None:
+  """A signal to the whole job is for the run, which needs its data until it has saved."""
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _profile(workdir: epath.Path, span: tuple[int, int] | None, step: int) -> None:

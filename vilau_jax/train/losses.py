@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vilau_jax import sharding
 from vilau_jax.train import chunks
@@ -242,7 +243,8 @@ def code_cross_entropy(
   capacity, share = min(capacity, target.shape[1]), jnp.ones(len(target))
   if fraction < 1:
     target, share = some_of(target, fraction, key)
-    capacity = math.ceil(capacity * fraction)
+    # Rounded as some_of rounds: 0.3 of 100 are 31 in float32.
+    capacity = math.ceil(np.float32(fraction) * np.float32(capacity))
 
   def sums(state, wanted, valid, number):
     loss, correct = nll(state, wanted, number)
