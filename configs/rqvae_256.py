@@ -8,7 +8,8 @@ paper quotes rFID 1.30 for this geometry, which was never released.
 
 Where the numbers come from: RQ-VAE's released ImageNet configs: Adam (0.5, 0.9), a constant 4e-5
 after half an epoch of warm-up, batch 128, float32, no clipping, adversarial weight 0.75 from the
-start. The 16x16 geometry (channel multipliers 1,1,2,2,4) is the paper's.
+start, random squares half of which are mirrored. The 16x16 geometry (channel multipliers
+1,1,2,2,4) is the paper's.
 """
 
 from vilau_jax.train import defaults
@@ -24,6 +25,7 @@ def get_config(arg=""):
   c.loss.disc.start_step = 0
   c.data.root = "records"
   c.data.mixture = (dict(path="imagenet_train", weight=1.0),)
+  c.data.augment = "crop_flip"
   c.data.workers = 16
   c.ckpt = dict(every=5_000, keep=2, keep_every=20_000)
   c.log.update(dict(every=100, samples_every=5_000))

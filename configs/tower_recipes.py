@@ -21,7 +21,8 @@ vilau train --config=configs/tower_recipes.py:c3 --workdir=gs://BUCKET/recipe_c3
 c4 as c3. 64 TPU v5e chips (v5e:8x8). FILE is a tokenizer, for texts that nothing pretrained reads;
 c2 starts from a trained rqvae_256.py.
 
-Where the numbers come from: tower_256.py; the paper describes each recipe in a sentence.
+Where the numbers come from: tower_256.py, but for the steps, a seventh of its pass: the paper gives
+up on each "after several epochs" of data it doesn't name, and describes it in a sentence.
 """
 
 from vilau_jax.train import defaults

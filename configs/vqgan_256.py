@@ -25,6 +25,7 @@ def get_config(arg=""):
   c.loss.disc.start_step = 0
   c.data.root = "records"
   c.data.mixture = (dict(path="imagenet_train", weight=1.0),)
+  c.data.augment = "crop_flip"
   c.data.workers = 16
   c.ckpt = dict(every=5_000, keep=2, keep_every=20_000)
   c.log.update(dict(every=100, samples_every=5_000))

@@ -30,6 +30,12 @@ prepare_environment() {
     }
   fi
   PYTHON=$PWD/$venv/bin/python
+  # One whose making was interrupted has no pip yet; uv's never has.
+  "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip > /dev/null 2>&1 ||
+    "$base" -m pip --python "$PYTHON" install --quiet --disable-pip-version-check pip || {
+    echo "$venv has no pip, and none could be put into it: remove $venv and start again" >&2
+    return 1
+  }
   stamp=$venv/installed-$extras
   if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
     echo "== installing vilau_jax[$extras] into $venv (a few minutes the first time)"

@@ -41,7 +41,7 @@ stage() {
   shift
   echo
   echo "== $name: vilau $*"
-  began=$(date +%s.%N)
+  began=$("$PYTHON" -c "import time; print(time.time())") # not every date has fractions
   current=$name current_began=$began
   "$PYTHON" -m vilau_jax.cli.main "$@"
   note_time
@@ -55,8 +55,8 @@ note_time() {
 trap note_time EXIT
 
 train=(--preempted_exit=1 --config.seed="$seed" --config.data.root="$data" --config.runs="$run")
-stage data data import emoji --output="$data/emoji" --seed="$seed" "${scenes[@]}"
-stage data data import easy-vqa --output="$data/easy_vqa" "${vqa[@]}"
+stage data data import emoji --output="$data/emoji" --seed="$seed" ${scenes[@]+"${scenes[@]}"}
+stage data data import easy-vqa --output="$data/easy_vqa" ${vqa[@]+"${vqa[@]}"}
 stage tower train --config="configs/quickstart_tower.py$config_size" --workdir="$run/tower" "${train[@]}"
 for part in emoji/train_scenes emoji/train_videos easy_vqa/train; do
   stage tokenize tokenize --model="$run/tower" --records="$data/$part" --output="$run/codes/$part"
@@ -64,7 +64,7 @@ done
 stage lm train --config="configs/quickstart_lm.py$config_size" --workdir="$run/lm" "${train[@]}"
 stage finetune train --config="configs/quickstart_finetune.py$config_size" --workdir="$run/finetune" "${train[@]}"
 stage evaluate evaluate quickstart --model="$run/finetune" --data="$data" --runs="$run" --output="$run" \
-  --seed="$seed" "${evaluation[@]}"
+  --seed="$seed" ${evaluation[@]+"${evaluation[@]}"}
 
 cat <<DONE
 

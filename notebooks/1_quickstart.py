@@ -68,7 +68,7 @@ def show(pictures, titles=None, columns=6, width=10):
 
 # %%
 RUN = pathlib.Path(os.environ.get("VILAU_RUN", "runs/quickstart"))  # of launch/quickstart.sh
-if not (RUN / "finetune").exists():
+if "VILAU_RUN" not in os.environ and not (RUN / "report.html").exists():  # goes on where it was
   subprocess.run(["bash", "launch/quickstart.sh", f"--output={RUN}"], check=True)
 model = vilau_jax.load(RUN / "finetune")
 print(model.config.name, model.config.tower.image_size, "px")

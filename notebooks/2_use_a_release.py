@@ -107,7 +107,9 @@ def watch(progress):
 pictures = model.generate_images("a fox in the snow", num_images=2, seed=3, on_progress=watch)
 show([*previews, *pictures], ["half-way", "seed 3", "seed 4"])
 alone = model.generate_images("a fox in the snow", seed=4)
-assert (alone[0] == pictures[1]).mean() > 0.99  # the same alone as in a batch
+same = (alone[0] == pictures[1]).mean()
+print(f"{same:.1%} of the pixels are the same alone as in a batch")
+assert same > 0.99 or jax.default_backend() != "cpu"  # bfloat16 is rounded otherwise in a batch
 
 # %% [markdown]
 # ## Animate

@@ -70,7 +70,7 @@ BASE = pathlib.Path(os.environ.get("VILAU_MODEL", "runs/quickstart/finetune"))
 FOLDER = os.environ.get("VILAU_FOLDER", "")  # NAME.png beside NAME.txt; empty: pictures made here
 WORK = pathlib.Path(os.environ.get("VILAU_WORK", "runs")).absolute() / "own"
 STEPS = int(os.environ.get("VILAU_STEPS", "40"))
-if not BASE.exists() and "VILAU_MODEL" not in os.environ:
+if "VILAU_MODEL" not in os.environ and not (BASE.parent / "report.html").exists():
   subprocess.run(["bash", "launch/quickstart.sh"], check=True)  # a quarter of an hour and more
 model = vilau_jax.load(BASE)
 side = model.config.tower.image_size
@@ -132,7 +132,9 @@ config.optim.freeze = ()
 config.optim.peak_lr = 5e-3  # more than whole weights bear: adapters begin at zero
 config.log.every = max(1, STEPS // 8)
 logging.set_verbosity(logging.ERROR)
-result = train(ConfigDict(config.copy_and_resolve_references()).lock(), WORK / "tuned")
+result = train(
+  ConfigDict(config.copy_and_resolve_references()).lock(), WORK / "tuned", devices=jax.devices()[:1]
+)
 
 # %%
 assert main.run(["figures", f"--run={WORK / 'tuned'}", f"--output={WORK / 'figures'}"]) == 0

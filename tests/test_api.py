@@ -5,12 +5,14 @@ import functools
 import io
 import json
 
+import flax.linen as nn
 import golden_lm
 import golden_model
 import golden_tower
 import numpy as np
 import PIL.Image
 import pytest
+import small_towers
 
 import vilau_jax
 from vilau_jax.checkpoint import LoadedModel
@@ -159,6 +161,27 @@ def test_embeddings_are_normalised_and_share_a_space():
   np.testing.assert_allclose(np.linalg.norm(texts, axis=-1), 1, rtol=1e-5)
   with pytest.raises(ValueError, match="--tower_tokenizer="):
     golden().embed_texts(["a red circle"])
+
+
+def _whole(tower) -> dict:
+  """A model's variables of a tower alone, random."""
+  found = golden_tower.random_variables(nn.unbox(small_towers.boxed_variables(tower)))
+  return found | {"params": {"tower": found["params"]}}
+
+
+def test_a_cnn_tower_with_a_text_encoder_embeds_too():
+  """Recipe C2 of the paper's appendix C."""
+  tower = dataclasses.replace(small_towers.ODD_RQVAE, text=small_towers.TINY.text)
+  config = dataclasses.replace(golden_model.tiny().config, tower=tower, llm=None, depth=None)
+  loaded = LoadedModel(config, _whole(tower), None, golden_model.TOKENIZER, "c2")
+  model = vilau_jax.VilaU.from_loaded(loaded)
+  for found in (model.embed_images(pool()[:2]), model.embed_texts(["a fox", "two"])):
+    assert found.shape == (2, tower.text.width)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
+  textless = dataclasses.replace(config, tower=small_towers.ODD_RQVAE)
+  bare = LoadedModel(textless, _whole(small_towers.ODD_RQVAE), None, None, "bare")
+  with pytest.raises(ValueError, match="no contrastive route"):
+    vilau_jax.VilaU.from_loaded(bare).embed_images(pool()[:2])
 
 
 def test_sampling_is_reproducible_and_seeds_are_prompt_major():

@@ -5,6 +5,7 @@ Every projection [in, out] of the named parts gets A [in, r] and B [r, out] as p
 alpha / r * x A B. QLoRA keeps the frozen projections quantised in memory; on disk they are whole.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -170,19 +171,20 @@ def merged(params: Tree, lora: Mapping[str, Any]) -> Tree:
 
 
 def _rounded(kernel: np.ndarray, base: str, tiled: bool) -> np.ndarray:
-  """The values that a quantised projection [..., in, out] computes with."""
+  """The values that a quantised projection [..., in, out] computes with; a layer of a stack at a
+  time, since nf4 looks sixteen values up for each."""
   if not base:
     return kernel
+  found = np.empty(kernel.shape, kernel.dtype)
+  for layer in np.ndindex(kernel.shape[:-2]):
+    found[layer] = _through(kernel[layer], base, tiled)
+  return found
+
+
+@functools.partial(jax.jit, static_argnames=("base", "tiled"))
+def _through(kernel: jax.Array, base: str, tiled: bool) -> jax.Array:
+  """[in, out] to `base` and back."""
   import qwix
 
-  axis = kernel.ndim - 2
-  return np.asarray(
-    qwix.dequantize(
-      qwix.quantize(
-        jax.numpy.asarray(kernel),
-        base,
-        channelwise_axes=[i for i in range(kernel.ndim) if i != axis],
-        tiled_axes={axis: _TILES[base]} if tiled else {},
-      )
-    )
-  )
+  tiles = {0: _TILES[base]} if tiled else {}
+  return qwix.dequantize(qwix.quantize(kernel, base, channelwise_axes=[1], tiled_axes=tiles))

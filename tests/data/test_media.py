@@ -131,6 +131,21 @@ def test_orientation_tag_is_ignored():
   assert media.open_image(buffer.getvalue()).size == (9, 4)
 
 
+def test_random_crop_keeps_pixels_and_mirrors_half():
+  rng = np.random.default_rng(0)
+  picture = np.arange(8 * 20 * 3, dtype=np.uint8).reshape(8, 20, 3)
+  places = [picture[:, left : left + 8] for left in range(13)]
+  seen = {True: set(), False: set()}
+  for _ in range(300):
+    found = media.random_crop(picture, 8, rng)
+    (left, mirrored), = [
+      (i, m) for i, p in enumerate(places) for m in (False, True)
+      if np.array_equal(found, p[:, ::-1] if m else p)
+    ]  # fmt: skip
+    seen[mirrored].add(left)
+  assert seen[True] == seen[False] == set(range(13))  # false alarm: below 26 * (25/26)**300 = 2e-4
+
+
 def test_random_square_keeps_pixels_or_squeezes():
   rng = np.random.default_rng(0)
   picture = np.zeros((8, 16, 3), np.uint8)

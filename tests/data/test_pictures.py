@@ -74,11 +74,12 @@ def test_tower_batches(root, tower_tokenizer):
   assert len(values & {5 * i + 1 for i in range(12)}) > 6
 
 
-def test_augmented_pictures_differ_between_visits(root, tmp_path):
+@pytest.mark.parametrize("augment", ["mix", "crop_flip"])
+def test_augmented_pictures_differ_between_visits(augment, root, tmp_path):
   wide = np.random.default_rng(0).integers(0, 256, (8, 20, 3), np.uint8)
   with records.Writer(tmp_path / "wide", "wide") as writer:
     writer.write({"kind": "pair", "caption": "x", "images": [media.encode_png(wide)]})
-  data = dict(mixture=(dict(path=str(tmp_path / "wide"), weight=1.0),), augment="mix")
+  data = dict(mixture=(dict(path=str(tmp_path / "wide"), weight=1.0),), augment=augment)
   found = pictures.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)
   assert len({image.tobytes() for image in found[0]["image"]}) > 4
   same(found[2], pictures.tower_dataset(data, None, image_size=8, batch_size=16, seed=0)[2])

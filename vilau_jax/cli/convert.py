@@ -26,6 +26,8 @@ import difflib
 
 from absl import flags, logging
 
+from vilau_jax.cli.given import none
+
 FLAGS = flags.FlagValues()
 _SOURCE = flags.DEFINE_string(
   "source", None, "import, verify: checkpoint folder or file, or hf://owner/name", flag_values=FLAGS
@@ -62,6 +64,10 @@ def main(argv: list[str]) -> int:
   for name in _NEEDS[action]:
     if not given[name]:
       raise ValueError(f"--{name} is missing; see vilau convert --help")
+  idle = {"source", "model", "output"} - set(_NEEDS[action])
+  idle |= {"tower_tokenizer"} if action != "import" else set()
+  idle |= {"shard_gb"} if action != "export" else set()
+  none(FLAGS, idle, f"{action} does not use it")
   from vilau_jax import convert  # flags first: jax takes seconds
 
   if action == "merge":
@@ -107,12 +113,14 @@ def _convert(action: str, argv: list[str], given: dict[str, str]):
 
 def _merge(model: str, output: str) -> int:
   from vilau_jax import checkpoint
+  from vilau_jax.convert.importer import replacing
 
   if not checkpoint.read_config(model).get("experiment", {}).get("lora", {}).get("rank"):
     raise ValueError(f"{model} is no run with adapters: there is nothing to merge")
-  loaded = checkpoint.load_model(model)  # which merges
-  checkpoint.save_model(
-    output, loaded.config, loaded.variables, loaded.tokenizer_path, loaded.tower_tokenizer_path
-  )
+  with replacing(output) as partial:
+    loaded = checkpoint.load_model(model)  # which merges
+    checkpoint.save_model(
+      partial, loaded.config, loaded.variables, loaded.tokenizer_path, loaded.tower_tokenizer_path
+    )
   print(f"merged {model} -> {output}")
   return 0

@@ -15,7 +15,9 @@ _MODEL = flags.DEFINE_string(
   "model", None, "model directory, training workdir or VILA-U release (required)", flag_values=FLAGS
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at", flag_values=FLAGS)
-_PORT = flags.DEFINE_integer("port", 7860, "0: any that is free", flag_values=FLAGS)
+_PORT = flags.DEFINE_integer(
+  "port", 7860, "0: any that is free", lower_bound=0, upper_bound=65535, flag_values=FLAGS
+)
 _MEGABYTES = flags.DEFINE_float(
   "max_megabytes", 20, "of an uploaded file", lower_bound=0.001, flag_values=FLAGS
 )

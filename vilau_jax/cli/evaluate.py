@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vilau_jax.cli import compile_cache
-from vilau_jax.cli.given import only
+from vilau_jax.cli.given import none, only
 from vilau_jax.evaluate.catalogue import TASKS, WITHOUT_DATA
 from vilau_jax.evaluate.judge import JudgeSettings
 from vilau_jax.evaluate.task import Options
@@ -142,6 +142,8 @@ def benchmark(name: str) -> int:
     raise ValueError(
       f"--process_index={_INDEX.value} must lie below --process_count={_PROCESSES.value}"
     )
+  if _PREDICTIONS.value is not None:
+    none(FLAGS, ("model",), "--predictions has the answers")
   given = {flag.name: flag.value for flag in _OPTIONS}
   options = Options(judge=judge, cfg_scales=tuple(map(float, _SCALES.value)), **given)
   with Bar("predictions") as bar:

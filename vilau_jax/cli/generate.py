@@ -120,6 +120,7 @@ def draw(kind: str, prompts: list[str]) -> int:
 
 def again() -> int:
   """Draws what metadata says, and compares."""
+  from vilau_jax import paths
   from vilau_jax.cli.watch import Watch  # flags first: jax takes seconds
   from vilau_jax.generate.again import draw_again, quantization, read_entries
   from vilau_jax.generate.gallery import Gallery
@@ -129,7 +130,7 @@ def again() -> int:
     raise ValueError(f"{_AGAIN.value} does not say where its model is; give --model=DIR")
   gallery, watch = Gallery(_OUTPUT.value), Watch()
   model = watch.load(_MODEL.value or entries[0]["model"], quantize=quantization(entries))
-  where, found = {"model": os.path.abspath(model.path)}, {}
+  where, found = {"model": os.fspath(paths.absolute(model.path))}, {}
   with watch.drawing(len(entries)):
     for i, pixels in draw_again(model, entries, _BATCH.value, watch.seen):
       kept = {k: v for k, v in entries[i].items() if k in _KEPT}
@@ -163,11 +164,12 @@ def _given() -> dict[str, float]:
 
 
 def _made_by(model, prompt: str, seed: int) -> dict:
+  from vilau_jax import paths
   from vilau_jax.generate.again import made_by
 
-  where = {"model": os.path.abspath(_MODEL.value)}
+  where = {"model": os.fspath(paths.absolute(_MODEL.value))}
   if _FIRST.value:
-    where["first_frame"] = os.path.abspath(_FIRST.value)
+    where["first_frame"] = os.fspath(paths.absolute(_FIRST.value))
   return made_by(model, prompt, seed, _given()) | where
 
 

@@ -277,8 +277,8 @@ def write_configs(config: VilaUConfig, dtype: str) -> dict[str, dict[str, Any]]:
     f"{PROJECTOR}/config.json": projector,
     f"{TOWER}/preprocessor_config.json": _processor(tower.image_size),
     f"{LLM}/generation_config.json": {
-      "bos_token_id": 1, "do_sample": True, "eos_token_id": 2, "max_length": context,
-      "pad_token_id": 0, "temperature": 0.6, "top_p": 0.9,
+      "bos_token_id": 1, "do_sample": True, "eos_token_id": 2, "pad_token_id": 0,
+      "max_length": config.llm.max_positions, "temperature": 0.6, "top_p": 0.9,
     },
   }  # fmt: skip
   if not published:

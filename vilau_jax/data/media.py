@@ -173,6 +173,16 @@ def random_square(image: Source, side: int, rng: np.random.Generator) -> np.ndar
   return to_square(image, side)
 
 
+def random_crop(image: Source, side: int, rng: np.random.Generator) -> np.ndarray:
+  """RQ-VAE's augmentation for ImageNet, which has no captions to contradict: a random square of the
+  short side, mirrored half of the time. uint8 [S,S,3]."""
+  image = open_image(image)
+  short = min(image.size)
+  left, top = (int(rng.integers(0, length - short + 1)) for length in image.size)
+  square = to_square(image.crop((left, top, left + short, top + short)), side)
+  return square[:, ::-1] if rng.random() < 0.5 else square
+
+
 def frame_indices(count: int, frames: int) -> list[int]:
   """Which of `count` frames to take: evenly spread with both ends (rounded half to even)."""
   if count < 1:

@@ -14,6 +14,7 @@ from vilau_jax.data.records import Records, read_info
 from vilau_jax.data.tokenizer import TowerTokenizer
 
 CACHE_BYTES = 2**30
+AUGMENTS = {"mix": media.random_square, "crop_flip": media.random_crop}
 
 
 def tower_dataset(
@@ -32,8 +33,8 @@ def tower_dataset(
 
   Args:
     data: `mixture`, a sequence of dict(path, weight); `augment`, "none" (squeezed to the square) or
-      "mix" (half of them random squares); `cache`, keep decoded pictures in memory, up to 1 GiB
-      (default True).
+      "mix" (half of them random squares), or "crop_flip" (all of them, half mirrored); `cache`,
+      keep decoded pictures in memory, up to 1 GiB (default True).
     tokenizer: of the tower's text encoder; None leaves out the texts.
     cache: directory that remembers which records were looked through; None remembers nothing.
     wrong: also a wrong caption of each record that has some, drawn at every visit.
@@ -48,8 +49,8 @@ def tower_dataset(
       `wrong` finds no wrong caption at all.
   """
   augment = data.get("augment", "none")
-  if augment not in ("none", "mix"):
-    raise ValueError(f"data.augment must be 'none' or 'mix', got {augment!r}")
+  if augment != "none" and augment not in AUGMENTS:
+    raise ValueError(f"data.augment must be one of {['none', *AUGMENTS]}, got {augment!r}")
   entries = data["mixture"]
   decoded = PictureCache(image_size, CACHE_BYTES if data.get("cache", True) else 0)
   sources = [Records(entry["path"]) for entry in entries]
@@ -69,8 +70,8 @@ def tower_dataset(
     _check_record(record, sources[which], tokenizer is not None)
     pictures = record.get("images") or record["frames"]
     place = int(rng.integers(len(pictures)))
-    if augment == "mix":
-      image = media.random_square(pictures[place], image_size, rng)
+    if augment in AUGMENTS:
+      image = AUGMENTS[augment](pictures[place], image_size, rng)
     else:
       image = decoded.get((which, number, place), pictures[place])
     out = {"image": image}

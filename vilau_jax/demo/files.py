@@ -31,6 +31,7 @@ def bundle(pixels: np.ndarray, made_by: dict[str, Any], folder: pathlib.Path) ->
 
 def sweep(folder: pathlib.Path, seconds: float) -> None:
   """Removes what was made for visitors longer ago than that."""
+  folder.mkdir(exist_ok=True)  # whatever clears temporary files may have been here
   for path in folder.iterdir():
     if time.time() - path.stat().st_mtime > seconds:
       shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,9 @@
 """The Gradio page: tabs over a Studio. One request at a time has the model; the others queue."""
 
+import atexit
 import html
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +71,7 @@ def build(studio: Studio) -> gr.Blocks:
   """The page, not served yet."""
   tickets = Tickets()
   folder = pathlib.Path(tempfile.mkdtemp(prefix="vilau-demo-"))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
   count = card.describe.counts(studio.model.config)["total"]
   keep = (KEEP_SECONDS, KEEP_SECONDS)
   with gr.Blocks(title="VILA-U", analytics_enabled=False, delete_cache=keep) as page:

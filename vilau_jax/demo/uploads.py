@@ -153,6 +153,8 @@ def _number(value: Any, what: str) -> float:
 
 def _sized(path: str | os.PathLike, limits: Limits) -> tuple[str, pathlib.Path]:
   path = pathlib.Path(path)
+  if not path.exists():
+    raise ValueError(f"{path.name} is no longer here: upload it again")
   size = path.stat().st_size
   if not size:
     raise ValueError(f"{path.name} is an empty file")

@@ -150,7 +150,7 @@ class Runtime:
     if not self._tower:
       self.need("tower")
     tower, held = self.config.tower, self._tower.get("params", {})
-    if any(p not in held for p in parts) or tower is None or tower.encoder != "siglip":
+    if any(p not in held for p in parts) or tower is None:
       raise ValueError(f"the tower of {self.path} has no contrastive route for this")
     return tower
 

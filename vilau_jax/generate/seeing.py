@@ -67,10 +67,10 @@ class Seeing:
   ) -> np.ndarray:
     """Pictures -> L2-normalised float32 [n, D], in the space of embed_texts: the contrastive route
     of the tower, from quantised features; an imported SigLIP has no quantiser, and needs none."""
-    vision = self.runtime.need_contrastive("vision").vision
-    assert vision is not None
+    siglip = self.runtime.config.tower is not None and self.runtime.config.tower.encoder == "siglip"
+    self.runtime.need_contrastive("vision" if siglip else "pooling")
     squares = self.runtime.squares(images, geometry)
-    parts = [np.zeros((0, vision.width), np.float32)]
+    parts = [np.zeros((0, self.runtime.vision.width), np.float32)]
     return np.concatenate(parts + [self.runtime.vision.embed_images(s) for s in squares])
 
   def embed_texts(self, texts: Sequence[str], canon: str = "lower") -> np.ndarray:

@@ -74,15 +74,16 @@ class Vision:
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded, or,
     of an imported SigLIP, which has no quantiser, the features as they are."""
-    return self._run(_embed_images, images, empty=np.zeros((0, self._width), np.float32))
+    return self._run(_embed_images, images, empty=np.zeros((0, self.width), np.float32))
 
   def embed_texts(self, ids: np.ndarray) -> np.ndarray:
     """int32 [n, length] -> L2-normalised float32 [n, D]."""
-    return self._run(_embed_texts, ids, empty=np.zeros((0, self._width), np.float32))
+    return self._run(_embed_texts, ids, empty=np.zeros((0, self.width), np.float32))
 
   @property
-  def _width(self) -> int:
-    return self.config.vision.width
+  def width(self) -> int:
+    """D, which pictures and texts share."""
+    return (self.config.vision or self.config.text).width
 
   def _run(
     self,

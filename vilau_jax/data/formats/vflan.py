@@ -75,8 +75,11 @@ def _record(images: str, halve: bool, name: str, value: dict[str, Any], number: 
   if halve and len(given) == MAX_IMAGES:
     given = given[::2]
   rounds = _rounds(question, answer)
-  # The newline that the set has behind every placeholder comes with the picture (conversation.py).
-  opening = PLACEHOLDER * len(given) + rounds[0][0].replace(PLACEHOLDER, "")
+  # A picture brings a newline (conversation.py); the one beside its placeholder goes with that.
+  words = rounds[0][0]
+  for placeholder in (f"{PLACEHOLDER}\n", f"\n{PLACEHOLDER}", PLACEHOLDER):
+    words = words.replace(placeholder, "")
+  opening = PLACEHOLDER * len(given) + words
   # Elsewhere it is a word of the text.
   rounds = [tuple(t.replace(PLACEHOLDER, PLACEHOLDER.upper()) for t in pair) for pair in rounds]
   rounds[0] = opening, rounds[0][1]
