@@ -139,6 +139,20 @@ def test_llama_round_trip_strips_padding(tmp_path, tied):
   same_bits(loaded.variables, traverse_util.unflatten_dict(want, sep="/"))
 
 
+def test_a_trained_model_is_written_as_releases_are(tmp_path):
+  """Float32 in the workdir, bfloat16 in PyTorch's files."""
+  config = VilaUConfig(name="out", tower=None, depth=None, llm=GQA, dtype="bfloat16")
+  random_model(tmp_path / "model", "llama", config, dtype="float32")
+  for name, more in (("wide", {}), ("half", dict(dtype="bfloat16"))):
+    convert.export_checkpoint("llama", tmp_path / "model", tmp_path / name, **more)
+  wide, half = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "half"))
+  assert {v.dtype.name for v in wide.values()} == {"float32"}
+  same_bits(half, {k: v.astype(ml_dtypes.bfloat16) for k, v in wide.items()})
+  assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  with pytest.raises(ValueError, match="dtype must be one of"):
+    convert.export_checkpoint("llama", tmp_path / "model", tmp_path / "no", dtype="float16")
+
+
 def siglip_config() -> VilaUConfig:
   vision = VisionConfig(
     image_size=28, patch_size=9, width=12, hidden=20, depth=4, heads=3, eps=1e-5

@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import urllib.error
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -192,6 +193,40 @@ def test_two_visitors_queue_for_the_model(visit):
     page.locator("#start-image").click()
   for page in pages:
     says(page, "#status-image", "4 drawn in")
+
+
+def test_what_was_asked_last_is_drawn_after_a_cancelled_wait(visit, tmp_path):
+  """Behind another visitor: a prompt is sent, cancelled, and another sent, all while it waits."""
+  first, page = visit("Draw"), visit("Draw")
+  first.get_by_label("number input for Number").first.fill("16")
+  first.keyboard.press("Tab")
+  first.locator("#start-image").click()
+  says(first, "#status-image", "left")
+  for prompt in ("a fox on a blue background", "three apples on a pink background"):
+    page.locator("#prompt-image textarea").fill(prompt)
+    page.locator("#start-image").click()
+    page.wait_for_timeout(500)
+    if prompt.startswith("a fox"):
+      page.locator("#stop-image").click()
+      page.wait_for_timeout(500)
+  says(page, "#status-image", "4 drawn in")
+  with page.expect_download() as waiting:
+    page.get_by_role("button", name="Download with metadata").first.click()
+  waiting.value.save_as(tmp_path / "drawn.zip")
+  with zipfile.ZipFile(tmp_path / "drawn.zip") as archive:
+    assert {entry["prompt"] for entry in json.loads(archive.read("metadata.json"))} == {prompt}
+
+
+def test_a_new_conversation_stays_new(visit):
+  """Begun while an answer is under way."""
+  page = visit("Chat")
+  page.locator("#question textarea").fill("Tell me about foxes.")
+  page.locator("#question textarea").press("Enter")
+  page.get_by_text("Tell me about foxes.", exact=True).wait_for()
+  page.get_by_role("button", name="New conversation").click()
+  page.get_by_text("Tell me about foxes.", exact=True).wait_for(state="hidden")
+  page.wait_for_timeout(3000)
+  assert not page.get_by_text("Tell me about foxes.", exact=True).count()
 
 
 def test_paths_of_the_server_are_refused(served):

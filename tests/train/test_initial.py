@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vilau_jax import checkpoint, convert
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data.tokenizer import Tokenizer
-from vilau_jax.models import vilau
+from vilau_jax.models import quantizer, vilau
 from vilau_jax.train import initial, loop
 
 PIECES = Tokenizer(TOKENIZER).im_start  # 512: a Llama without the added tokens
@@ -169,6 +169,21 @@ def test_a_tower_of_another_resolution_starts_from_an_encoder(tmp_path):
   assert_close(position, initial.resize_positions(before, large.tower.grid))
   kernel = variables["params"]["tower"]["vision"]["embed"]["kernel"]
   np.testing.assert_array_equal(got["params", "tower", "vision", "embed", "kernel"], kernel)
+
+
+def test_averages_of_a_release_in_bfloat16_are_made_anew(tmp_path):
+  """The first update moves no codeword for rounding's sake."""
+  model = VilaUConfig.from_preset("tiny", llm=None, depth=None)
+  variables = random_variables(unboxed(vilau.abstract_variables(model)))
+  counts = np.random.default_rng(0).uniform(0, 90, variables["quantizer"]["cluster_size"].shape)
+  variables["quantizer"]["cluster_size"] = counts
+  checkpoint.save_model(tmp_path / "m", model, numpy_tree(variables, ml_dtypes.bfloat16))
+  state = {k[1]: v for k, v in initial.load("tower", tmp_path / "m", model, wanted(model),
+                                            "tower").items() if k[0] == "quantizer"}  # fmt: skip
+  config = dataclasses.replace(model.tower.quantizer, decay=1.0, restart=False)
+  one = {k: v[0] for k, v in state.items()}
+  still, _ = quantizer._update(config, one, jnp.ones((1, 32)), jnp.zeros(1, jnp.int32), None)
+  np.testing.assert_allclose(still["codebook"], one["codebook"], rtol=1e-6)
 
 
 @pytest.mark.slow

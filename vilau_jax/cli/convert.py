@@ -9,10 +9,11 @@ vilau convert import FORMAT --source=PATH --output=DIR [--tower_tokenizer=FILE]
     PATH may be hf://owner/name (pip install 'vilau_jax[hub]'). Every tensor of the source is used
     or listed as not used with the reason; anything else is an error that lists all that is wrong.
     Tensors keep their dtype. manifest.json in DIR names each with its shape, dtype and SHA-256.
-vilau convert export FORMAT --model=DIR --output=PATH [--shard_gb=5]
+vilau convert export FORMAT --model=DIR --output=PATH [--dtype=bfloat16] [--shard_gb=5]
     model directory or training workdir -> checkpoint folder that transformers (llama, siglip), the
     VILA-U code (vila-u) or rq-vae-transformer (rqvae) open. A model with an extension that the
-    format has no place for is refused.
+    format has no place for is refused. Releases of VILA-U are bfloat16; what is trained here is
+    float32, and stays it without --dtype.
 vilau convert verify --model=DIR --source=PATH
     reads both again and compares every bit.
 vilau convert merge --model=DIR --output=DIR
@@ -51,6 +52,10 @@ _SHARD = flags.DEFINE_float(
   lower_bound=1e-6,
   flag_values=FLAGS,
 )
+_DTYPE = flags.DEFINE_enum(
+  "dtype", None, ["bfloat16", "float32"], "export: of all tensors; default as stored",
+  flag_values=FLAGS,
+)  # fmt: skip
 _NEEDS = {"import": ("source", "output"), "export": ("model", "output"),
           "verify": ("model", "source"), "merge": ("model", "output")}  # fmt: skip
 
@@ -66,7 +71,7 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--{name} is missing; see vilau convert --help")
   idle = {"source", "model", "output"} - set(_NEEDS[action])
   idle |= {"tower_tokenizer"} if action != "import" else set()
-  idle |= {"shard_gb"} if action != "export" else set()
+  idle |= {"shard_gb", "dtype"} if action != "export" else set()
   none(FLAGS, idle, f"{action} does not use it")
   from vilau_jax import convert  # flags first: jax takes seconds
 
@@ -105,7 +110,7 @@ def _convert(action: str, argv: list[str], given: dict[str, str]):
     elif action == "export":
       return convert.export_checkpoint(
         argv[1], given["model"], given["output"], shard_bytes=int(_SHARD.value * 1e9),
-        progress=seen,
+        dtype=_DTYPE.value, progress=seen,
       )  # fmt: skip
     else:
       return convert.verify(given["model"], given["source"], progress=seen)

@@ -25,6 +25,7 @@ from vilau_jax.convert.report import Report, summarise
 from vilau_jax.convert.sources import DTYPES, shorten
 from vilau_jax.convert.tokenizers import write_llama_tokenizer
 
+WRITTEN = {"bfloat16": np.dtype(DTYPES["BF16"]), "float32": np.dtype(DTYPES["F32"])}
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -34,21 +35,26 @@ def export_checkpoint(
   output: str | os.PathLike,
   *,
   shard_bytes: int = 5 * 10**9,
+  dtype: str | None = None,
   progress: Progress | None = None,
 ) -> Report:
-  """Writes a checkpoint folder in the stored dtype; without rows that only pad the vocabulary.
+  """Writes a checkpoint folder, without rows that only pad the vocabulary.
 
   Args:
     format: one of FORMATS.
     model: model directory or training workdir.
     output: the folder; must not exist, or be empty.
     shard_bytes: safetensors files grow to this size at most, but for tensors that are larger.
+    dtype: of all tensors, "bfloat16" or "float32"; None leaves each as it is stored, which is
+      float32 after training.
     progress: called with (tensors done, tensors in all).
 
   Raises:
     FileExistsError: if `output` is not empty.
-    ValueError: if the format cannot carry the model, or the model lacks a part.
+    ValueError: if the format cannot carry the model, the model lacks a part, or for another dtype.
   """
+  if dtype not in (None, *WRITTEN):
+    raise ValueError(f"dtype must be one of {[*WRITTEN]}, got {dtype!r}")
   began = time.monotonic()
   config = checkpoint.model_config(model)
   if format == "vila-u" and config.system_prompt != SYSTEM_PROMPT:
@@ -58,17 +64,16 @@ def export_checkpoint(
   arrays = {"/".join(key): value for key, value in checkpoint.open_arrays(model).items()}
   _check(plan, arrays, model)
   main = "params/llm/embed_tokens" if format in ("vila-u", "llama") else next(iter(plan.leaves))
-  dtype = arrays[main].dtype.name
-  tensors = _Written(plan, arrays, progress)
+  dtypes = {t: WRITTEN[dtype] if dtype else arrays[t].dtype for t in plan.leaves}
+  tensors = _Written(plan, arrays, dtypes, progress)
   with replacing(output) as partial:
     if format == "rqvae":
       _write_torch(partial / "model.pt", tensors)
       (partial / "config.yaml").write_text(json.dumps(rqvae.write_config(config.tower), indent=2))
     else:
       _write_safetensors(partial, tensors, shard_bytes)
-      _write_configs(format, config, partial, dtype)
+      _write_configs(format, config, partial, dtypes[main].name)
       _write_tokenizers(format, model, config, partial)
-  dtypes = {target: arrays[target].dtype for target in plan.leaves}
   parts = summarise(plan, dtypes, tensors.counts())
   return Report("exported", format, str(model), str(output), parts, {}, tensors.copies,
                 time.monotonic() - began)  # fmt: skip
@@ -96,13 +101,19 @@ class _Written:
     copies: how many are copies of another one.
   """
 
-  def __init__(self, plan: Plan, arrays: Mapping[str, Any], progress: Progress | None):
-    self._plan, self._arrays, self._progress = plan, arrays, progress
+  def __init__(
+    self,
+    plan: Plan,
+    arrays: Mapping[str, Any],
+    dtypes: Mapping[str, np.dtype],
+    progress: Progress | None,
+  ):
+    self._plan, self._arrays, self._dtypes, self._progress = plan, arrays, dtypes, progress
     found = {}
     self.copies = 0
     for target, piece in plan.pieces():
       for name in piece.written:
-        found[name] = (piece.source_shape, arrays[target].dtype)
+        found[name] = (piece.source_shape, dtypes[target])
       self.copies += len(piece.written) - 1 if piece.part[0] == 0 else 0
     self.infos = dict(sorted(found.items(), key=lambda item: _natural(item[0])))
 
@@ -120,6 +131,7 @@ class _Written:
       array = self._arrays[target]
       values = array.rows() if pieces[0].layer is not None else iter([array.read()])
       for piece, value in zip(pieces, values, strict=True):
+        value = np.asarray(value).astype(self._dtypes[target], copy=False)
         yield piece, np.ascontiguousarray(piece.how.to_source(value))
         done += 1
         if self._progress is not None:

@@ -106,16 +106,16 @@ def _run(
   inputs: list,
   outputs: list,
   status,
-) -> None:
+) -> list:
   """`work(cancel, *inputs)` behind every event of `starts`, in the queue for the model; `stop`
-  cancels it there too."""
-  ticket = gr.State(0)
+  cancels it there too. Returns the events that run it."""
+  ticket = gr.Number(0, visible="hidden")  # travels into the queue with what it is for
 
   def issue(request: gr.Request) -> int:
     return tickets.issue(request.session_hash)
 
-  def run(request: gr.Request, number: int, *values):
-    session = request.session_hash
+  def run(request: gr.Request, number: float, *values):
+    session, number = request.session_hash, int(number)
     try:
       yield from work(lambda: tickets.cancelled(session, number), *values)
     finally:
@@ -124,12 +124,15 @@ def _run(
   def cancel(request: gr.Request) -> None:
     tickets.cancel(request.session_hash)
 
+  running = []
   for start in starts:
-    start(issue, None, ticket, queue=False, show_progress="hidden", **PRIVATE).then(
-      run, [ticket, *inputs], outputs, show_progress="minimal", show_progress_on=status, **MODEL,
-      **PRIVATE,
+    event = start(issue, None, ticket, queue=False, show_progress="hidden", **PRIVATE).then(
+      run, [ticket, *inputs], outputs, show_progress="minimal", show_progress_on=status,
+      trigger_mode="multiple", **MODEL, **PRIVATE,
     )  # fmt: skip
+    running.append(event)
   stop.click(cancel, None, None, queue=False, show_progress="hidden", **PRIVATE)
+  return running
 
 
 def _status(words: str, share: float | None = None, error: bool = False) -> str:
@@ -165,7 +168,7 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
 
   def ask(cancel, turns, shown, value, temperature, seed):
     if cancel():
-      yield turns, shown, shown, value, _status("cancelled before it began")
+      yield *[gr.skip()] * 4, _status("cancelled before it began")
       return
     try:
       asked = studio.question(value["text"], value["files"])
@@ -188,12 +191,13 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
     yield now, said, said, gr.skip(), _status(note)
 
   inputs, outputs = [turns, shown, box, temperature, seed], [turns, shown, talk, box, status]
-  _run([box.submit], stop, tickets, ask, inputs, outputs, status)
+  running = _run([box.submit], stop, tickets, ask, inputs, outputs, status)
 
-  def fresh():
+  def fresh(request: gr.Request):
+    tickets.cancel(request.session_hash)
     return [], [], [], {"text": "", "files": []}, ""
 
-  again.click(fresh, None, outputs, queue=False, **PRIVATE)
+  again.click(fresh, None, outputs, queue=False, cancels=running, **PRIVATE)
 
 
 def _answered(words: str) -> dict[str, str]:

@@ -167,14 +167,23 @@ def _update(
     embed_sum = jnp.where(unused[:, None], fresh, embed_sum)
     size = jnp.where(unused, 1.0, size)
     restarts = jnp.sum(unused, dtype=jnp.float32)
-  mass = jnp.sum(size)
-  smoothed = mass * (size + config.eps) / (mass + config.entries * config.eps)
   updated = {
-    "codebook": embed_sum / smoothed[:, None],
+    "codebook": embed_sum / _smoothed(config, size)[:, None],
     "cluster_size": size,
     "embed_sum": embed_sum,
   }
   return updated, restarts
+
+
+def _smoothed(config: QuantizerConfig, size: jax.Array) -> jax.Array:
+  """Counts [..., E] with a little of the whole for entries that have none."""
+  mass = jnp.sum(size, axis=-1, keepdims=True)
+  return mass * (size + config.eps) / (mass + config.entries * config.eps)
+
+
+def matching_sums(config: QuantizerConfig, state: State) -> jax.Array:
+  """embed_sum of this codebook; a bfloat16 release's own is too coarse to go on from."""
+  return state["codebook"] * _smoothed(config, state["cluster_size"])[..., None]
 
 
 def _usage(codes: jax.Array, entries: int) -> tuple[jax.Array, jax.Array]:

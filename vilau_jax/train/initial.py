@@ -14,6 +14,7 @@ from flax import traverse_util
 from vilau_jax import checkpoint, lora
 from vilau_jax.config import VilaUConfig
 from vilau_jax.data.tokenizer import ADDED
+from vilau_jax.models import quantizer
 
 # What init_from may name -> the variables it loads; what holds others goes before them.
 COMPONENTS = {
@@ -43,6 +44,7 @@ _SECTIONS = {
   "params/tower/encoder": "tower.cnn",
   "params/tower/decoder": "tower.decoder",
 }
+_SUMS = ("quantizer", "embed_sum")
 # Fields that change what weights of the same shapes compute.
 _SILENT = ("eps", "rope_theta", "groups")
 Key = tuple[str, ...]
@@ -65,7 +67,8 @@ def load(
   """The variables of a component, placed and typed as `wanted` says.
 
   A language model without the four added tokens gets rows for them; rows that pad the vocabulary
-  come and go; position embeddings of pictures of another size are interpolated.
+  come and go; position embeddings of pictures of another size are interpolated. Moving averages of
+  the codebook that are stored in half precision are made anew from its counts.
 
   Args:
     component: key of COMPONENTS.
@@ -100,6 +103,10 @@ def load(
       raise ValueError(f"{directory} does not fit this model:\n  {'/'.join(key)}: "
                        f"{arrays[key].shape} there, {part[key].shape} wanted")  # fmt: skip
     values[key] = jax.make_array_from_callback(value.shape, part[key].sharding, value.__getitem__)
+  if _SUMS in values and checkpoint.open_arrays(directory)[_SUMS].dtype.itemsize == 2:
+    state = {k[1]: v for k, v in values.items() if k[0] == "quantizer"}
+    sums = quantizer.matching_sums(model.tower.quantizer, state)
+    values[_SUMS] = jax.device_put(sums, part[_SUMS].sharding)
   return values
 
 
