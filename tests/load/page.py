@@ -69,12 +69,12 @@ class Load:
     if kind in ("draw", "animate", "cancel", "leave", "nonsense"):
       name = "video" if kind == "animate" else "image"
       issue = layout.pressed(f"start-{name}")
-      visitor.run(issue, [])
+      ticket = visitor.run(issue, [])[1]["data"][0]
       prompt, count = drawn or (rng.choice(PROMPTS), rng.choice(COUNTS))
       count = count if name == "image" else 1
       if kind == "nonsense":
         prompt, count = rng.choice((("", 1), ("x" * 5000, 1), ("a", 99), ("a", -1), (None, 1)))
-      data = [None, prompt, count, 3.0, 1.0, 16, 0.96, rng.randrange(2**31)]
+      data = [ticket, prompt, count, 3.0, 1.0, 16, 0.96, rng.randrange(2**31)]
       return visitor.ask(
         layout.after(issue), data,
         leave_at=rng.choice(("estimation", "process_generating")) if kind == "leave" else "",
@@ -87,9 +87,9 @@ class Load:
       return visitor.ask(layout.pressed("start-tokens"), [file])
     files = [visitor.upload("a.png", png(rng.randrange(256)))] if kind == "look" else []
     issue = layout.pressed("question", "submit")
-    visitor.run(issue, [])
+    ticket = visitor.run(issue, [])[1]["data"][0]
     box = {"text": "what is it?", "files": files}
-    return visitor.ask(layout.after(issue), [None, None, None, box, 0.0, 0])
+    return visitor.ask(layout.after(issue), [ticket, None, None, box, 0.0, 0])
 
 
 def inversions(answers: list[Answer]) -> int:

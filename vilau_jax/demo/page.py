@@ -114,8 +114,8 @@ def _run(
   def issue(request: gr.Request) -> int:
     return tickets.issue(request.session_hash)
 
-  def run(request: gr.Request, number: float, *values):
-    session, number = request.session_hash, int(number)
+  def run(request: gr.Request, number: float | None, *values):
+    session, number = request.session_hash, int(number or 0)
     try:
       yield from work(lambda: tickets.cancelled(session, number), *values)
     finally:
