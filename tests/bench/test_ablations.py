@@ -20,6 +20,15 @@ def test_every_row_is_an_experiment_of_its_own(stage):
     seen.append(one)
 
 
+def test_rows_are_chosen_by_words():
+  assert list(ablations.chosen("lm", ["next cell", "restart"])) == [
+    "as it is", "no embedding of the next cell"
+  ]  # fmt: skip
+  assert ablations.chosen("tower", None) == ablations.ROWS["tower"]
+  with pytest.raises(ValueError, match="--only=muon: no row has it"):
+    ablations.chosen("lm", ["muon"])
+
+
 def test_tables_have_a_line_for_every_row():
   rows = {"as it is": {"a, %": 12.345, "minutes": 1.0}, "without": {"a, %": 1.0, "minutes": 2.0}}
   assert ablations.table(rows) == (

@@ -1,7 +1,7 @@
 """What each extension that the quickstart uses is worth: the same steps with it and without it.
 
 python -m vilau_jax.bench.ablations --run=runs/quickstart --output=runs/ablations [--stage=tower]
-    [--share=0.6] [--seed=0]
+    [--only=code,restart] [--share=0.6] [--seed=0]
 
 Run from a checkout, after launch/quickstart.sh: its data are read, and its tower and codes by the
 rows of the language model. --share is that of the quickstart's steps which every row takes: a model
@@ -29,6 +29,9 @@ from vilau_jax.train import loop
 _RUN = flags.DEFINE_string("run", "runs/quickstart", "a finished quickstart")
 _OUTPUT = flags.DEFINE_string("output", "runs/ablations", "where the rows are trained")
 _STAGE = flags.DEFINE_enum("stage", None, ["tower", "lm"], "which rows; both if not given")
+_ONLY = flags.DEFINE_list(
+  "only", None, "rows whose names contain one of these words, and the first"
+)
 _SHARE = flags.DEFINE_float("share", 0.6, "of the quickstart's steps", lower_bound=0.001)
 _SEED = flags.DEFINE_integer("seed", 0, "of training and drawing")
 
@@ -63,6 +66,23 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
   },
 }
 PICTURES, DRAWINGS, QUESTIONS = 400, 200, 150
+
+
+def chosen(stage: str, words: list[str] | None) -> dict[str, dict[str, Any]]:
+  """Rows of a stage whose names contain one of `words`, and the first; all for None.
+
+  Raises:
+    ValueError: for a word that no row of any stage has.
+  """
+  for word in words or ():
+    if not any(word in name for rows in ROWS.values() for name in rows):
+      raise ValueError(f"--only={word}: no row has it; they are {[*ROWS['tower'], *ROWS['lm']]}")
+  first = next(iter(ROWS[stage]))
+  return {
+    name: changes
+    for name, changes in ROWS[stage].items()
+    if words is None or name == first or any(word in name for word in words)
+  }
 
 
 def experiment(stage: str, changes: dict[str, Any], run: str, share: float, seed: int):
@@ -124,7 +144,7 @@ def main(_) -> None:
   sets = Sets(pathlib.Path(_RUN.value) / "data", side=60)
   for stage in [_STAGE.value] if _STAGE.value else ROWS:
     done: dict[str, dict[str, float]] = {}
-    for name, changes in ROWS[stage].items():
+    for name, changes in chosen(stage, _ONLY.value).items():
       workdir = output / stage / name.replace(" ", "_").replace(",", "")
       kept = workdir / "ablation.json"
       if not kept.exists():
