@@ -7,13 +7,13 @@ others what it left there (JAX_COMPILATION_CACHE_DIR; on CPUs nothing is kept un
 """
 
 import json
+import multiprocessing
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 
 from absl import app, flags
 
@@ -58,7 +58,7 @@ def phases(began: float, ready: float, ended: float, spans: dict[str, list[Inter
   return {phase: found[phase] for phase in PHASES} | {"total": ended - began}
 
 
-def _child(began: float, model: str, prompt: str, output: str) -> int:
+def _child(answer: Connection, began: float, model: str, prompt: str, output: str) -> None:
   """One `vilau generate image`, with a clock at each of its parts."""
   import jax.monitoring
 
@@ -82,21 +82,27 @@ def _child(began: float, model: str, prompt: str, output: str) -> int:
     return loaded
 
   api.load = timed_load
-  code = cli.run(
-    ["generate", "image", f"--model={model}", f"--prompt={prompt}", f"--output={output}"]
-  )
-  print(json.dumps(phases(began, ready, time.time(), spans)))
-  return code
+  words = [f"--model={model}", f"--prompt={prompt}", f"--output={output}"]
+  code = cli.run(["generate", "image", *words])
+  answer.send(phases(began, ready, time.time(), spans) if code == 0 else None)
 
 
 def _start(model: str, prompt: str, folder: pathlib.Path, number: int) -> dict[str, float]:
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
-  words = [str(time.time()), model, prompt, str(folder / f"{number}")]
-  command = [sys.executable, "-m", "vilau_jax.bench.start", "--child", *words]
-  done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE)
-  if done.returncode:
-    raise SystemExit(f"`vilau generate image` failed with exit code {done.returncode}")
-  return json.loads(done.stdout.splitlines()[-1])
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
+  fresh = multiprocessing.get_context("spawn")
+  here, there = fresh.Pipe()
+  arguments = there, time.time(), model, prompt, str(folder / f"{number}")
+  process = fresh.Process(target=_child, args=arguments)
+  process.start()
+  there.close()
+  try:
+    found = here.recv()
+  except EOFError:  # it ended without an answer
+    found = None
+  process.join()
+  if found is None:
+    raise SystemExit("`vilau generate image` failed: see above")
+  return found
 
 
 def main(_) -> None:
@@ -115,6 +121,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  if sys.argv[1:2] == ["--child"]:
-    sys.exit(_child(float(sys.argv[2]), *sys.argv[3:]))
   app.run(main)
