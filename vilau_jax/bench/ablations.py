@@ -150,7 +150,8 @@ def main(_) -> None:
       if not kept.exists():
         config = experiment(stage, changes, _RUN.value, _SHARE.value, _SEED.value)
         began = time.monotonic()
-        loop.train(config, workdir)
+        if not loop.train(config, workdir)["finished"]:
+          raise SystemExit("stopped; the same command goes on")
         minutes = (time.monotonic() - began) / 60
         found = figures(stage, workdir, sets, _SEED.value) | {"minutes": minutes}
         with replacing(kept) as temporary:
