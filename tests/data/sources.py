@@ -117,12 +117,7 @@ def vflan(root):
   )
   rows = [
     {"question": "Say hello.", "answer": "Hello, <image>.", "image": [], "id": 0},
-    {
-      "question": "<image>\nWhat is shown?",
-      "answer:": "A blur.",
-      "image:": base64_of(5),
-      "id": "q1",
-    },
+    {"question": "<image>\nWhat is it?", "answer:": "A blur.", "image:": base64_of(5), "id": "q1"},
     {"question": several, "answer": "Here.", "image": [base64_of(6), "pictures/x.jpg"]},
     {"question": "Frames?", "answer": "Eight.", "image": [base64_of(n) for n in range(8)]},
   ]

@@ -67,7 +67,7 @@ def test_vflan(imported):
   shown, several, frames, text = imported("vflan")[0]
   assert text["conversations_value"] == ["Say hello.", "Hello, <IMAGE>."] and text["kind"] == "text"
   assert shown["id"] == "q1" and shown["images"] == [sources.picture(5)]
-  assert shown["conversations_value"] == ["<image>What is shown?", "A blur."]
+  assert shown["conversations_value"] == ["<image>What is it?", "A blur."]
   assert several["conversations_value"] == ["<image><image>What?", "A bear.", "Where?", "Here."]
   assert several["images"] == [sources.picture(6), sources.picture(7)]
   assert len(frames["images"]) == 8
