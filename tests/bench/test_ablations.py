@@ -25,7 +25,7 @@ def test_rows_are_chosen_by_words():
     "as it is", "no embedding of the next cell"
   ]  # fmt: skip
   assert ablations.chosen("tower", None) == ablations.ROWS["tower"]
-  with pytest.raises(ValueError, match="--only=muon: no row has it"):
+  with pytest.raises(ValueError, match="--names=muon: no row has it"):
     ablations.chosen("lm", ["muon"])
 
 

@@ -43,7 +43,7 @@ def test_every_second_belongs_to_one_phase():
 def test_a_second_start_reads_what_the_first_compiled(tmp_path):
   vilau_jax.VilaU.from_loaded(golden_model.tiny()).save(tmp_path / "model")
   command = [sys.executable, "-m", "vilau_jax.bench.start", f"--model={tmp_path / 'model'}"]
-  command += ["--rounds=1", f"--json_file={tmp_path / 'figures.json'}", "--prompt=a fox"]
+  command += ["--starts=1", f"--json_file={tmp_path / 'figures.json'}", "--prompt=a fox"]
   everything = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   done = subprocess.run(command, env=everything, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """What each extension that the quickstart uses is worth: the same steps with it and without it.
 
 python -m vilau_jax.bench.ablations --run=runs/quickstart --output=runs/ablations [--stage=tower]
-    [--only=code,restart] [--share=0.6] [--seed=0]
+    [--names=code,restart] [--share=0.6] [--seed=0]
 
 Run from a checkout, after launch/quickstart.sh: its data are read, and its tower and codes by the
 rows of the language model. --share is that of the quickstart's steps which every row takes: a model
@@ -29,8 +29,8 @@ from vilau_jax.train import loop
 _RUN = flags.DEFINE_string("run", "runs/quickstart", "a finished quickstart")
 _OUTPUT = flags.DEFINE_string("output", "runs/ablations", "where the rows are trained")
 _STAGE = flags.DEFINE_enum("stage", None, ["tower", "lm"], "which rows; both if not given")
-_ONLY = flags.DEFINE_list(
-  "only", None, "rows whose names contain one of these words, and the first"
+_NAMES = flags.DEFINE_list(
+  "names", None, "rows whose names contain one of these words, and the first"
 )
 _SHARE = flags.DEFINE_float("share", 0.6, "of the quickstart's steps", lower_bound=0.001)
 _SEED = flags.DEFINE_integer("seed", 0, "of training and drawing")
@@ -76,7 +76,7 @@ def chosen(stage: str, words: list[str] | None) -> dict[str, dict[str, Any]]:
   """
   for word in words or ():
     if not any(word in name for rows in ROWS.values() for name in rows):
-      raise ValueError(f"--only={word}: no row has it; they are {[*ROWS['tower'], *ROWS['lm']]}")
+      raise ValueError(f"--names={word}: no row has it; they are {[*ROWS['tower'], *ROWS['lm']]}")
   first = next(iter(ROWS[stage]))
   return {
     name: changes
@@ -144,7 +144,7 @@ def main(_) -> None:
   sets = Sets(pathlib.Path(_RUN.value) / "data", side=60)
   for stage in [_STAGE.value] if _STAGE.value else ROWS:
     done: dict[str, dict[str, float]] = {}
-    for name, changes in chosen(stage, _ONLY.value).items():
+    for name, changes in chosen(stage, _NAMES.value).items():
       workdir = output / stage / name.replace(" ", "_").replace(",", "")
       kept = workdir / "ablation.json"
       if not kept.exists():

@@ -1,8 +1,8 @@
 """Seconds from typing `vilau generate image` to the first picture, and where they go.
 
-python -m vilau_jax.bench.start --model=DIR [--rounds=3] [--prompt=TEXT] [--json_file=FILE]
+python -m vilau_jax.bench.start --model=DIR [--starts=3] [--prompt=TEXT] [--json_file=FILE]
 
-Every round is a process of its own. The first finds an empty folder for compiled programs, the
+Every start is a process of its own. The first finds an empty folder for compiled programs, the
 others what it left there (JAX_COMPILATION_CACHE_DIR; on CPUs nothing is kept unless it is set).
 """
 
@@ -20,7 +20,7 @@ from absl import app, flags
 PHASES = ("python", "loading", "tracing", "lowering", "compiling", "drawing")
 _MODEL = flags.DEFINE_string("model", None, "model directory or training workdir", required=True)
 _PROMPT = flags.DEFINE_string("prompt", "two foxes on a blue background", "what is drawn")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "starts with what the first compiled", lower_bound=1)
+_STARTS = flags.DEFINE_integer("starts", 3, "starts with what the first compiled", lower_bound=1)
 _JSON = flags.DEFINE_string("json_file", None, "file for the figures", allow_override=True)
 _EVENTS = {
   "/jax/core/compile/jaxpr_trace_duration": "tracing",
@@ -109,7 +109,7 @@ def main(_) -> None:
   with tempfile.TemporaryDirectory() as folder:
     cold, *warm = [
       _start(_MODEL.value, _PROMPT.value, pathlib.Path(folder), number)
-      for number in range(_ROUNDS.value + 1)
+      for number in range(_STARTS.value + 1)
     ]
   median = {key: statistics.median(start[key] for start in warm) for key in cold}
   print(f"{'seconds':24}" + "".join(f"{key:>11}" for key in cold))
