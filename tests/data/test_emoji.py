@@ -144,7 +144,7 @@ def test_wrong_captions_differ_in_one_thing_and_stay_in_their_split():
 
 def test_whole_combinations_are_held_out_and_every_word_is_trained_on():
   train = [*E.pictures(4000, "train", 0), *E.videos(800, "train", 0)]
-  test = [*E.pictures(400, "test", 0), *E.videos(120, "test", 0)]
+  test = [*E.pictures(520, "test", 0), *E.videos(240, "test", 0)]
   assert not {combination(s) for s in train} & {combination(s) for s in test}
   still = {("count", combination(s)[1], s.background, "") for s in train if s.kind == "video"}
   assert not still & {combination(s) for s in test}  # nor does a video show a held-out picture
@@ -171,7 +171,7 @@ def test_whole_combinations_are_held_out_and_every_word_is_trained_on():
 
 
 def test_test_prompts_repeat_only_when_all_have_come_up():
-  captions = [E.caption(s) for s in E.videos(120, "test", 0)]
+  captions = [E.caption(s) for s in E.videos(240, "test", 0)]
   different = len(set(captions))
   assert len(set(captions[:different])) == different
   for kind in ("count", "pair"):

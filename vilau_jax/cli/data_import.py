@@ -91,8 +91,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("seed", 0, "emoji: what the scenes are drawn from", flag_values=FLAGS)
 flags.DEFINE_integer("scenes", 8000, "emoji: training pictures", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("videos", 1500, "emoji: training videos", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("test_scenes", 400, "emoji: test pictures", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("test_videos", 120, "emoji: test videos", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("test_scenes", 520, "emoji: test pictures", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("test_videos", 240, "emoji: test videos", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
   "limit", 0, "easy-vqa: pictures a split, 0 = all", lower_bound=0, flag_values=FLAGS
 )

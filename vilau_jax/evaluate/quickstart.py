@@ -29,8 +29,8 @@ class Sizes:
   pictures: int = 400
   retrieval: int = 150
   questions: int = 100_000  # pictures whose questions are asked
-  drawings: int = 400
-  videos: int = 120
+  drawings: int = 520
+  videos: int = 240
   validation: int = 64
   video_validation: int = 32
   shapes: int = 64

@@ -18,8 +18,8 @@ def plans(
   *,
   scenes: int = 8000,
   videos: int = 1500,
-  test_scenes: int = 400,
-  test_videos: int = 120,
+  test_scenes: int = 520,
+  test_videos: int = 240,
   seed: int = 0,
   size: int = 60,
 ) -> dict[str, imports.Plan]:
