@@ -78,10 +78,9 @@ def _put(
   key: Key, leaf: Any, where: NamedSharding | None, dtype: jnp.dtype, quantize: str | None
 ) -> jax.Array:
   multiplied = contracted_axes(key, leaf.ndim) > 0
-  if multiplied and quantize:
-    pass  # eight bits are made from all that there is
-  elif leaf.dtype == jnp.float32 and (multiplied or key[-1] == "embed_tokens"):
-    # As every use of it would cast it: float32 from training takes twice the memory and the time.
+  # As every use would cast it: float32 from training takes twice the memory and the time. Eight
+  # bits are made from all that there is.
+  if leaf.dtype == jnp.float32 and ((multiplied and not quantize) or key[-1] == "embed_tokens"):
     leaf = leaf.astype(dtype)
   if jax.default_backend() == "cpu" and leaf.dtype in (jnp.bfloat16, jnp.float16):
     leaf = np.asarray(leaf).astype(np.float32)  # XLA has no fast half precision there

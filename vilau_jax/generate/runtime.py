@@ -111,9 +111,8 @@ class Runtime:
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
       flat = np.asarray(leaf).reshape(-1)
       sample = flat[:: max(1, flat.size // 4096)]
-      if path[0].idx and np.issubdtype(
-        sample.dtype, np.floating
-      ):  # same on all machines: placing.py
+      # Of decoding weights as all machines compute with them, see placing.py.
+      if path[0].idx and np.issubdtype(sample.dtype, np.floating):
         sample = sample.astype(self.config.dtype)
       sample = sample.astype(np.float32)
       digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode() + sample.tobytes())

@@ -63,13 +63,14 @@ class Work:
 
 
 def device_bytes(tree: Any) -> float:
-  """Bytes of an abstract tree on one device."""
+  """Bytes of an abstract tree on one device; static arguments have none."""
 
   def one(leaf):
     size = math.prod(leaf.sharding.shard_shape(leaf.shape))
     return size * _width(leaf.dtype) if _plain(leaf) else 8
 
-  return float(sum(one(leaf) for leaf in jax.tree.leaves(tree)))
+  leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.ShapeDtypeStruct)]
+  return float(sum(one(leaf) for leaf in leaves))
 
 
 def _width(dtype: Any) -> float:
@@ -173,10 +174,8 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | N
   boxed = vilau.abstract_variables(model)
   # Pictures are encoded and decoded between; what reads captions came for training alone.
   tower = {k: v for k, v in boxed["params"]["tower"].items() if k != "text"}
-  tower = jax.tree.map(
-    lambda a, where: _leaf(a.shape, dtype, where), step.unboxed(tower),
-    sharding.state_shardings(tower, mesh),
-  )  # fmt: skip
+  whole = NamedSharding(mesh, PartitionSpec())  # as generate/vision.py holds it
+  tower = jax.tree.map(lambda a: _leaf(a.shape, dtype, whole), step.unboxed(tower))
   params = {k: v for k, v in boxed["params"].items() if k != "tower"}
   params = jax.tree.map(
     lambda a, where: _leaf(a.shape, dtype, where), step.unboxed(params),
@@ -186,7 +185,6 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | N
   if quantize:
     parts = jax.eval_shape(int8.quantize_params, params)
     params = jax.tree.map(_leaf_like, parts, sharding.of_parts(params, parts))
-  whole = NamedSharding(mesh, PartitionSpec())
   book = step.unboxed(boxed["quantizer"]["codebook"])
   book = _leaf(book.shape, jnp.float32, whole)
   state = _decoding_state(model, 2 * outputs, mesh, dtype)

@@ -47,7 +47,8 @@ def seconds(topology: Topology, devices: Sequence[Any], c: Collective) -> float:
     return 0.0
   if c.kind == "collective-permute":
     pairs = {tuple(p) for p in c.groups if p[0] != p[1]}
-    return c.bytes / min(_bandwidth(topology, [devices[i] for i in pair]) for pair in pairs)
+    speeds = [_bandwidth(topology, [devices[i] for i in pair]) for pair in pairs]
+    return c.bytes / min(speeds) if speeds else 0.0
   passes = 2 if c.kind == "all-reduce" else 1
   # Every group has the shape of the first, as mesh axes give them.
   speed = _bandwidth(topology, [devices[i] for i in c.groups[0]])
