@@ -45,6 +45,8 @@ def get_config(arg=""):
     dict(path="openvid", form="t2v", weight=1.0),
   )
   c.data.row = dict(length=4096, slots=3840, targets=3072, window=8192)
+  # Every piece gathers the depth transformer anew: larger ones send less and take more memory.
+  c.loss.code_chunk = 768
   c.data.workers = 8
   c.ckpt = dict(every=250, keep=2, keep_every=1_000)
   c.log.every = 10

@@ -37,6 +37,7 @@ def get_config(arg=""):
     dict(path="youcook2", form="sft", weight=0.01),
   )
   c.data.row = dict(length=8192, slots=7290, targets=5832, window=8192)
+  c.loss.code_chunk = 486  # see pretrain_7b_256.py
   c.data.workers = 8
   c.ckpt = dict(every=250, keep=2, keep_every=1_000)
   c.log.every = 10

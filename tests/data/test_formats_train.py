@@ -12,6 +12,7 @@ import sources
 from vilau_jax import api
 from vilau_jax.data import codes, forms, inspect, pipeline, records
 from vilau_jax.data.tokenizer import Tokenizer, record_texts, train_tokenizer
+from vilau_jax.generate import vision
 from vilau_jax.train import loop
 from vilau_jax.train import step as steps
 from vilau_jax.train.lm import LmStage
@@ -107,6 +108,7 @@ def test_full_batches_are_coded_on_every_device(tower):
   images = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
   rows, weights = tower.runtime.vision._everywhere
   assert rows.num_devices == 8 == len(jax.tree.leaves(weights)[0].sharding.device_set)
+  assert tower.runtime.vision.full_batch == 8 * vision.at_once(side)
   together = tower.encode_images(images)
   apart = [tower.encode_images(images[i : i + 8]) for i in range(0, 64, 8)]
   np.testing.assert_array_equal(together, np.concatenate(apart))

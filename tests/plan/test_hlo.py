@@ -127,3 +127,17 @@ def test_a_slice_of_a_stack_is_read_and_not_the_stack():
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.parse("HloModule nothing")
+
+
+def test_what_passes_between_slices_is_counted():
+  line = (
+    "  %send = (f32[4,8]{1,0}, u32[]{:S(2)}, token[]) send(%x, %after-all), channel_id=3, "
+    'is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  program = hlo.parse(
+    "HloModule m\n\nENTRY %main (x: f32[4,8]) -> token[] {\n  %x = f32[4,8]{1,0} parameter(0)\n"
+    f"  %after-all = token[] after-all()\n{line}\n  ROOT %done = token[] send-done(%send)\n}}\n"
+  )
+  rows = network.by_axis(network.collectives(program, 8), dict(data=2, fsdp=4))
+  assert rows == [{"kind": "all-reduce", "axis": "data", "bytes": 128.0, "count": 1}]

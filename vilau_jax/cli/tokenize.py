@@ -24,7 +24,11 @@ _OUTPUT = flags.DEFINE_string(
   "output", None, "directory for the copy (required)", flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer(
-  "batch_size", 64, "pictures encoded at once", lower_bound=1, flag_values=FLAGS
+  "batch_size",
+  None,
+  "pictures encoded at once (as many as the devices take)",
+  lower_bound=1,
+  flag_values=FLAGS,
 )
 _INDEX = flags.DEFINE_integer(
   "process_index", 0, "which of the processes this is", lower_bound=0, flag_values=FLAGS
@@ -56,7 +60,8 @@ def main(argv: list[str]) -> int:
   with Bar("records") as bar:
     written = codes.add_codes(
       _RECORDS.value, _OUTPUT.value, encode, identity, image_size=tower.image_size,
-      batch_size=_BATCH.value, keep_images=_KEEP.value, progress=bar.update,
+      batch_size=_BATCH.value or model.runtime.vision.full_batch,
+      keep_images=_KEEP.value, progress=bar.update,
       process=(_INDEX.value, _PROCESSES.value),
     )  # fmt: skip
   seconds = time.monotonic() - began

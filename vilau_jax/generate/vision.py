@@ -33,15 +33,21 @@ class Vision:
     self._variables = jax.tree.map(jnp.asarray, variables)
     if on_cpu:
       self._variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self._variables)
-    most = max(1, min(64, 2**21 // config.image_size**2))
+    most = at_once(config.image_size)
     self._sizes = (1, 8, most) if most > 8 else (1, most)
 
   def encode(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [n, S, S, 3] -> codes int32 [n, T, R]; full batches are shared by this process's
-    devices, except inside of jax.default_device."""
+    """uint8 [n, S, S, 3] -> codes int32 [n, T, R]; batches of more than 8 are shared by this
+    process's devices, except inside of jax.default_device."""
     c = self.config
     empty = np.zeros((0, c.image_tokens, c.quantizer.depth), np.int32)
-    return self._run(_encode, images, empty=empty, spread=True)
+    sizes = (*self._sizes, self.full_batch) if _devices() > 1 else self._sizes
+    return self._run(_encode, images, empty=empty, spread=True, sizes=sizes)
+
+  @property
+  def full_batch(self) -> int:
+    """Pictures that `encode` reads in one call where all devices of this process are at work."""
+    return at_once(self.config.image_size) * _devices()
 
   @functools.cached_property
   def _everywhere(self) -> tuple[jax.sharding.NamedSharding, Any]:
@@ -101,8 +107,7 @@ class Vision:
       count = len(here[0])
       filled = [np.concatenate([h, np.repeat(h[-1:], size - count, axis=0)]) for h in here]
       variables = self._variables
-      devices = jax.local_device_count() if jax.config.jax_default_device is None else 1
-      if spread and size == sizes[-1] and devices > 1 and size % devices == 0:
+      if spread and _devices() > 1 and size > 8 and size % _devices() == 0:
         share, variables = self._everywhere
         filled = [jax.device_put(f, share) for f in filled]
       parts.append(program(self._tower, variables, *filled)[:count])
@@ -113,6 +118,15 @@ class Vision:
 
 
 _AHEAD = 8  # calls
+
+
+def at_once(image_size: int) -> int:
+  """Pictures of a side that a device reads in one call."""
+  return max(1, min(64, 2**21 // image_size**2))
+
+
+def _devices() -> int:
+  return jax.local_device_count() if jax.config.jax_default_device is None else 1
 
 
 def _compiled(program):

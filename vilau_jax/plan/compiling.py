@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -58,16 +59,25 @@ def make_plan(
   if quantize and workload != "generate":
     raise ValueError(f"{quantize} weights are for --workload=generate, not {workload}")
   more = dict(quantize=quantize) if workload == "generate" else {}
-  with quiet_compiler():
+  with quiet_compiler(), tempfile.TemporaryDirectory() as folder:
     mesh = make_mesh(config, topology, workload)
     work = getattr(programs, workload)(config, mesh, **more)
     try:
-      compiled = work.lower(mesh).compile(compiler_options=topology.compiler_options())
+      compiled = work.lower(mesh).compile(compiler_options=topology.compiler_options(folder))
     except jax.errors.JaxRuntimeError as error:
       result = _does_not_fit(str(error), topology, work)
       return Plan(config, topology, mesh, work, result)
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+    text, memory = _text_of(compiled, topology, folder), compiled.memory_analysis()
   return Plan(config, topology, mesh, work, _measured(text, memory, topology, mesh, work), text)
+
+
+def _text_of(compiled: Any, topology: Topology, folder: str) -> str:
+  """The optimised program. A TPU's is read from what its compiler wrote: chips with SparseCores get
+  operations that jaxlib cannot read back ("async-update instruction should have 1 operands")."""
+  if topology.chip.is_gpu:
+    return compiled.as_text()
+  (file,) = pathlib.Path(folder).glob("*.after_codegen.txt")
+  return file.read_text()
 
 
 def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any) -> dict[str, Any]:

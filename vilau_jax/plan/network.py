@@ -43,6 +43,9 @@ def collectives(program: Program, devices: int) -> list[Collective]:
   found, started = [], _split_channels(program)
   for computation, i, times, _ in runs(program):
     kind = i.op.removesuffix("-start")
+    if i.op == "send" and "_xla_megascale_transfer_type" in i.rest:
+      size = shape_of(program, computation, i.operands[0]).bytes
+      found.append(_between_slices(i, size, times, devices))
     if kind not in COLLECTIVES:
       continue
     if _channel(i) in started and not _starts(program, computation):
@@ -55,6 +58,21 @@ def collectives(program: Program, devices: int) -> list[Collective]:
     kind = "reduce-scatter" if _scatters(kind, computation) else kind
     found.append(Collective(kind, _groups(i, devices), size, times, i.name))
   return found
+
+
+def _between_slices(i: Instruction, size: float, times: float, devices: int) -> Collective:
+  """What a TPU hands to its host for other slices: target {1,2}x{0:3} is devices 0 to 3 of the first
+  two, each with its likes; a program's devices are ordered by slice."""
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)[1].lower().replace("_", "-")
+  target = re.search(r'_xla_megascale_target="\{([\d,]+)\}x\{([\d,:]+)\}"', i.rest)
+  if not target:
+    raise ValueError(f"{i.name}: slices of a kind that is not understood: {i.rest[:300]}")
+  slices = [n - 1 for n in _numbers(target[1])]
+  low, _, high = target[2].partition(":")
+  members = range(int(low), int(high) + 1) if high else _numbers(target[2])
+  apart = devices // len(slices)
+  groups = tuple(tuple(s * apart + d for s in slices) for d in members)
+  return Collective(kind, groups, size, times, i.name)
 
 
 def _channel(i: Instruction) -> str:

@@ -143,18 +143,17 @@ def _block_inputs(config: ConfigDict, model: VilaUConfig, mesh: Mesh) -> float:
   return rows * total * size / mesh.shape["context"]
 
 
-def tokenize(config: ConfigDict, mesh: Mesh, batch: int = 64) -> Work:
-  """Encodes `batch` pictures a device, as `vilau tokenize` does: weights whole on every device."""
+def tokenize(config: ConfigDict, mesh: Mesh) -> Work:
+  """A call of `vilau tokenize` with all devices at work: weights whole on every device."""
   model = VilaUConfig.from_preset(**config.model.to_dict())
-  devices = mesh.size
   rows, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
   side = model.tower.image_size
   tower = Tower(model.tower, dtype=jnp.dtype(model.dtype))
   images = jnp.zeros((1, side, side, 3))
   variables = jax.eval_shape(lambda: nn.unbox(tower.init(jax.random.key(0), images)))
   variables = jax.tree.map(lambda a: _leaf(a.shape, a.dtype, whole), variables)
-  pictures = _leaf((batch * devices, side, side, 3), jnp.uint8, rows)
-  count = batch * devices
+  count = vision.at_once(side) * mesh.size
+  pictures = _leaf((count, side, side, 3), jnp.uint8, rows)
   work = {"tokenize": count * flops.tokenize_image(model.tower)}
   used = {k: v for k, v in variables["params"].items() if k in ("vision", "encoder", "quant")}
   least = device_bytes(used) + device_bytes(variables["quantizer"]["codebook"])
@@ -170,6 +169,8 @@ def generate(config: ConfigDict, mesh: Mesh, outputs: int = 1, quantize: str | N
   are shared out over the mesh's tensor and fsdp axes by THE table. `quantize`: see int8.py."""
   int8.check(quantize)
   model = dataclasses.replace(VilaUConfig.from_preset(**config.model.to_dict()), remat="none")
+  if model.llm is None:
+    raise ValueError("--workload=generate needs a language model; this config trains a tower")
   dtype, steps = jnp.dtype(model.dtype), model.tower.grid
   boxed = vilau.abstract_variables(model)
   # Pictures are encoded and decoded between; what reads captions came for training alone.

@@ -63,6 +63,8 @@ class Topology:
     # A host holds at most 2x4 of the 2-D chips; one smaller than a host needs to be told.
     if math.prod(self.shape) == 1:
       more["chips_per_host_bounds"] = (1, 1, 1)
+    if self.chip.name == "v4":  # as JAX runs them: both cores of a chip are one device
+      more["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(
       platform="tpu", topology_name=f"{self.chip.name}:{shape}", **more
     )
@@ -73,10 +75,11 @@ class Topology:
       platform="cuda", topology_name=shape, topology=shape, target_config=self.chip.target
     )
 
-  def compiler_options(self) -> dict[str, Any]:
-    """Options of the compiler: on GPUs nothing can be timed, and CUDA's tools must be found."""
+  def compiler_options(self, folder: str | None = None) -> dict[str, Any]:
+    """Options of the compiler: on GPUs nothing can be timed, and CUDA's tools must be found; a TPU's
+    writes what it made to `folder`."""
     if not self.chip.is_gpu:
-      return {}
+      return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if folder else {}
     return {
       "xla_gpu_autotune_level": 0,
       "xla_gpu_enable_triton_gemm": False,  # its tilings are found by timing

@@ -172,7 +172,9 @@ def check(config: ConfigDict) -> None:
   if wrong:
     more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
     raise ValueError(f"this config is not a stage {stage!r} one: {'; '.join(wrong[:8])}{more}")
-  for name in ("steps", "batch_size", "log.every", "ckpt.every", "optim.accumulate"):
+  positive = ("steps", "batch_size", "log.every", "ckpt.every", "optim.accumulate",
+              "loss.text_chunk", "loss.code_chunk")  # fmt: skip
+  for name in positive:
     section, _, field = name.rpartition(".")
     value = (config[section] if section else config).get(field, 1)
     if value < 1:
