@@ -26,7 +26,7 @@ def get_config(arg=""):
   c.mesh.update(dict(data=1, fsdp=8))
   c.init_from = dict(whole="models/vila-u-7b-256")
   c.lora = dict(rank=16, alpha=32.0, targets=("llm", "projector", "depth"), base="")
-  c.optim.update(dict(peak_lr=2e-4, warmup=60, accumulate=4))
+  c.optim.update(dict(peak_lr=2e-4, warmup=60))
   c.data.root = "codes_mine"
   c.data.mixture = (dict(path="mine", form="sft", weight=1.0),)
   c.data.row = dict(length=2048, slots=1792, targets=1280, window=2048)

@@ -18,6 +18,8 @@ from vilau_jax.config import VilaUConfig
 from vilau_jax.models.discriminator import PatchDiscriminator
 from vilau_jax.models.perceptual import Lpips
 from vilau_jax.models.vilau import abstract_variables
+from vilau_jax.train import defaults
+from vilau_jax.train.step import make_stage, planned_model
 
 STORED = pathlib.Path(__file__).parent / "golden" / "partition_specs_7b_256.txt"
 PRESETS = ("vilau_7b_256", "vilau_7b_384", "vilau_1b3_256", "rqvae_256")
@@ -61,6 +63,20 @@ def test_nothing_over_a_mebibyte_is_whole_on_an_fsdp_mesh(preset):
     if "fsdp" not in axes and size > 2**20:
       whole.append((path, size))
   assert not whole
+
+
+def test_nor_are_adapters():
+  """The axis that fsdp shares in a projection is missing from half of its adapters."""
+  c = defaults.lm()
+  c.lora.update(dict(rank=16, targets=("llm", "projector", "depth")))
+  state = jax.eval_shape(make_stage(c, planned_model(c)).init, jax.random.key(0))[0]
+  params = boxed_leaves(state.params)
+  placed = sharding.state_shardings(params, mesh(fsdp=8))
+  large = [path for path, leaf in params.items() if 4 * leaf.value.size > 2**20]
+  assert large and not any(placed[path].is_fully_replicated for path in large)
+  odd = jax.ShapeDtypeStruct((4304, 16), jnp.float32)  # as a projection of SO400M's
+  odd = sharding.state_shardings(LogicallyPartitioned(odd, ("adapter", None)), mesh(fsdp=32))
+  assert odd.spec[0] == "tensor"
 
 
 def mesh(**sizes):

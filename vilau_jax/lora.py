@@ -89,7 +89,7 @@ def split(params: Tree, lora: ConfigDict, freeze: Iterable[str] = ()) -> tuple[T
   for prefix in freeze:
     if not any(f"{'/'.join(k)}/".startswith(f"{prefix.strip('/')}/") for k in flat):
       raise ValueError(f"optim.freeze: no parameter starts with {prefix!r}")
-    if any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{prefix}/") for k in flat):
+    if any(is_adapter(k) and f"{'/'.join(k)}/".startswith(f"{prefix.strip('/')}/") for k in flat):
       raise ValueError(
         f"lora.targets {tuple(lora.targets)} puts adapters into {prefix!r}, which optim.freeze "
         "names: give narrower targets, or take it out of optim.freeze"
@@ -99,7 +99,19 @@ def split(params: Tree, lora: ConfigDict, freeze: Iterable[str] = ()) -> tuple[T
       raise ValueError(f"lora.targets: no projection below {target!r}")
   parts = ({k: v for k, v in flat.items() if is_adapter(k) == want} for want in (True, False))
   adapters, rest = (traverse_util.unflatten_dict(part) for part in parts)
-  return adapters, rest
+  return jax.tree.map(_spread, adapters, is_leaf=_is_boxed), rest
+
+
+def _is_boxed(leaf: Any) -> bool:
+  return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _spread(leaf: Any) -> Any:
+  """A boxed adapter of which fsdp would leave a copy on every device, shared by it too."""
+  if not _is_boxed(leaf) or "fsdp" in sharding.spec(*leaf.names):
+    return leaf
+  names = (n and ("adapter" if sharding.spec(n)[0] == "tensor" else n) for n in leaf.names)
+  return leaf.replace(names=tuple(names))
 
 
 def cast(adapters: Tree, dtype: str) -> Tree:
@@ -116,10 +128,7 @@ def compressed(frozen: Tree, quantised: Tree) -> Tree:
   """
   import qwix
 
-  box = nn.LogicallyPartitioned
-  bare = jax.tree.map(
-    lambda x: x.value if isinstance(x, box) else x, quantised, is_leaf=lambda x: isinstance(x, box)
-  )
+  bare = jax.tree.map(lambda x: x.value if _is_boxed(x) else x, quantised, is_leaf=_is_boxed)
   wanted = traverse_util.flatten_dict(bare)
 
   def one(value, like):

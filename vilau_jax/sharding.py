@@ -5,7 +5,7 @@ the mesh sizes choose the strategy: a size of 1 turns an axis off. There is no s
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
   "layers": None,
   "vocab": "tensor",
   "embed": "fsdp",
+  "adapter": ("tensor", "fsdp"),
   "heads": "tensor",
   "kv_heads": "tensor",
   "head_dim": None,
@@ -180,7 +181,8 @@ def state_shardings(boxed_tree: Any, mesh: Mesh) -> Any:
   def one(path, leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
-    for size, name in zip(leaf.value.shape, leaf.names):
+    names = [_adapters(size, n, mesh.shape) for size, n in zip(leaf.value.shape, leaf.names)]
+    for size, name in zip(leaf.value.shape, names):
       ways = _ways(None if name is None else RULES[name], mesh.shape)
       if size % ways:
         legal = max(w for w in range(1, ways + 1) if size % w == 0)
@@ -189,11 +191,16 @@ def state_shardings(boxed_tree: Any, mesh: Mesh) -> Any:
           f"'{name}', which mesh axes {RULES[name]} of size {ways} do not divide; "
           f"the largest legal size is {legal}"
         )
-    return NamedSharding(mesh, spec(*leaf.names))
+    return NamedSharding(mesh, spec(*names))
 
   return jax.tree_util.tree_map_with_path(
     one, boxed_tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
   )
+
+
+def _adapters(size: int, name: str | None, shape: Mapping[str, int]) -> str | None:
+  """An adapter's axis, shared over fsdp too where that divides it, else as its projection's."""
+  return "mlp" if name == "adapter" and size % _ways(RULES[name], shape) else name
 
 
 def of_parts(arrays: Any, parts: Any) -> Any:

@@ -61,8 +61,8 @@ def collectives(program: Program, devices: int) -> list[Collective]:
 
 
 def _between_slices(i: Instruction, size: float, times: float, devices: int) -> Collective:
-  """What a TPU hands to its host for other slices: target {1,2}x{0:3} is devices 0 to 3 of the first
-  two, each with its likes; a program's devices are ordered by slice."""
+  """What a TPU hands to its host for other slices: target {1,2}x{0:3} is devices 0 to 3 of the
+  first two, each with its likes; a program's devices are ordered by slice."""
   kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)[1].lower().replace("_", "-")
   target = re.search(r'_xla_megascale_target="\{([\d,]+)\}x\{([\d,:]+)\}"', i.rest)
   if not target:

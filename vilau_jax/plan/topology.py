@@ -76,8 +76,8 @@ class Topology:
     )
 
   def compiler_options(self, folder: str | None = None) -> dict[str, Any]:
-    """Options of the compiler: on GPUs nothing can be timed, and CUDA's tools must be found; a TPU's
-    writes what it made to `folder`."""
+    """Options of the compiler: on GPUs nothing can be timed, and CUDA's tools must be found; that
+    of TPUs writes what it made to `folder`."""
     if not self.chip.is_gpu:
       return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if folder else {}
     return {
