@@ -37,7 +37,7 @@ tell() { kill -s "$1" "${pids[@]}" 2> /dev/null || true; }
 trap 'tell TERM' TERM
 trap 'tell INT' INT
 
-code=0 left=$PROCESSES
+code=0 left=$PROCESSES watch=
 while ((left > 0)); do
   ended=0 result=0
   wait -n -p ended "${pids[@]}" || result=$?
@@ -50,7 +50,11 @@ while ((left > 0)); do
     code=$result
     ((left == 0)) || echo "launch/local.sh: a process ended with $result; ending the others" >&2
     tell TERM
-    ((left == 0)) || (sleep "$GRACE"; kill -KILL "${pids[@]}" 2> /dev/null) &
+    if ((left > 0)); then # with no hold on our output, which a pipe would wait for
+      (sleep "$GRACE"; kill -KILL "${pids[@]}") > /dev/null 2>&1 &
+      watch=$!
+    fi
   fi
 done
+[ -z "$watch" ] || kill "$watch" 2> /dev/null || true # process numbers are given out again
 exit "$code"

@@ -32,6 +32,7 @@ RUNS = (
   ("generation_1b3_unified", "v5e:8x8", "train", {}, {}),
   ("rqvae_256", "v5e:2x4", "train", {}, {}),
   ("vqgan_256", "v5e:2x4", "train", {}, {}),
+  *((f"tower_recipes:c{i}", "v5e:8x8", "train", {}, {}) for i in range(5)),
   ("tower_256", "v5e:8x8", "tokenize", {}, {}),
   ("pretrain_7b_256", "v6e:1x1", "generate", {}, GUIDED),
   ("pretrain_7b_256", "h100:1x1", "generate", {}, GUIDED),
@@ -39,15 +40,17 @@ RUNS = (
   ("pretrain_7b_256", "v5e:1x1", "generate --int8", {}, GUIDED),
   ("lora_7b_v5e8", "v5e:2x4", "train", {}, {}),
   ("qlora_7b_gpu", "h100:1x1", "train", {}, {}),
+  ("qlora_7b_gpu", "a100:1x1", "train", {}, {}),
 )
 
 
 def config_of(name: str, changes: dict) -> ConfigDict:
-  """configs/NAME.py with fields changed by dotted name."""
+  """configs/NAME.py (NAME:ARGUMENT) with fields changed by dotted name."""
+  name, _, argument = name.partition(":")
   spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = ConfigDict(module.get_config().copy_and_resolve_references())
+  config = ConfigDict(module.get_config(argument).copy_and_resolve_references())
   config.update_from_flattened_dict(changes)
   return config.lock()
 
@@ -73,7 +76,7 @@ def main(words: list[str]) -> int:
   failed = 0
   for config_name, machine, workload, changes, bounds in RUNS:
     kind, _, switch = workload.partition(" --")
-    name = ".".join(n for n in (config_name, kind, switch, machine.replace(":", "-")) if n)
+    name = ".".join(n for n in (config_name, kind, switch, machine) if n).replace(":", "-")
     if words and not any(word in name for word in words):
       continue
     began = time.monotonic()
@@ -82,7 +85,9 @@ def main(words: list[str]) -> int:
     (CONFIGS / "plans").mkdir(exist_ok=True)
     with open(CONFIGS / "plans" / f"{name}.txt", "w", encoding="utf-8") as file:
       changed = "".join(f" --config.{k}={v}" for k, v in changes.items())
-      print(f"vilau plan --config=configs/{config_name}.py --topology={machine} "
+      file_name, colon, argument = config_name.partition(":")
+      path = f"configs/{file_name}.py{colon}{argument}"
+      print(f"vilau plan --config={path} --topology={machine} "
             f"--workload={workload}{changed}", file=file)  # fmt: skip
       print(report.headline(plan), end="\n\n", file=file)
       report.show(plan, config.steps * config.batch_size, Console(width=100, file=file))

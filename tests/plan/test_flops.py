@@ -67,6 +67,18 @@ def test_what_a_config_leaves_out_or_adds_is_counted():
   assert programs.counted(c, model)[0]["text"] == 2 * once
 
 
+def test_of_a_tower_only_what_learns_has_a_gradient():
+  c, model = experiments.tower()
+  whole = programs.counted(c, model)[0]
+  c.lora.update(dict(rank=2, targets=("tower/vision/layers",)))
+  adapted = programs.counted(c, model)[0]
+  assert adapted["vision"] == whole["vision"] * 2 / 3 and adapted["text"] == whole["text"] / 3
+  assert adapted["decoder"] == whole["decoder"] * 2 / 3  # gradients pass it
+  c.lora.rank, c.optim.freeze = 0, ("tower/vision", "tower/decoder")
+  frozen = programs.counted(c, model)[0]
+  assert frozen["decoder"] == whole["decoder"] / 3 and frozen["text"] == whole["text"]
+
+
 def test_transformers_equal_the_compiled_program():
   model = VilaUConfig.from_preset("tiny")
   length, slots, r = 32, 16, model.tower.quantizer.depth

@@ -89,6 +89,19 @@ def test_the_header_has_the_figures_of_the_plan(plan):
   assert plan.read_text().splitlines()[1] in " ".join(header.split())
 
 
+@pytest.mark.parametrize("plan", sorted((FOLDER / "plans").glob("*.txt")), ids=lambda p: p.stem)
+def test_the_header_says_what_the_stored_plan_does(plan):
+  """The first two lines of a plan are its command and its headline."""
+  command, headline = plan.read_text().splitlines()[:2]
+  name = re.search(r"--config=configs/(\w+)\.py", command)[1]
+  header = " ".join(load_docstring(FOLDER / f"{name}.py").split())
+  if "--workload=train" in command:
+    assert headline in header
+  else:
+    topology, memory = re.match(r"(\S+): (.*?)( a device)?, ", headline).group(1, 2)
+    assert topology in header and memory in header
+
+
 def load_docstring(file):
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)

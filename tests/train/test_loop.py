@@ -10,6 +10,7 @@ import experiments
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from vilau_jax import checkpoint
@@ -250,6 +251,7 @@ def test_files_may_move_and_nonsense_is_named(tower_run, tmp_path):
   assert experiment.check(other, workdir)
   for path, value, said in (
     ("ckpt.keep", 0, "ckpt.keep .0. must be at least 1"),
+    ("log.every", 0, "log.every must be at least 1, got 0"),
     ("loss.disc.optim", {"peak_lrr": 5.0}, "loss.disc.optim: unknown peak_lrr"),
     ("loss.contrastive", 0.0, "vocab_size is 0"),
   ):
@@ -261,6 +263,16 @@ def test_files_may_move_and_nonsense_is_named(tower_run, tmp_path):
       wrong.update_from_flattened_dict({path: value})
     with pytest.raises(ValueError, match=said):
       train(wrong, tmp_path / path)
+
+
+def test_a_trace_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+  (tmp_path / "profile").write_bytes(b"")
+  trace = loop._Trace(epath.Path(tmp_path), (4, 5), 0, 9)
+  for step in range(9):
+    trace.at(step)
+  assert "the trace could not be written" in caplog.text
+  loop._Trace(epath.Path(tmp_path), (4, 5), 6, 9).close()
+  assert "no trace of step 4: this run goes from 6 to 9" in caplog.text
 
 
 @pytest.mark.slow

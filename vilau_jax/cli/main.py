@@ -13,6 +13,8 @@ import traceback
 
 from absl import flags
 
+from vilau_jax.plan.chips import GPU_SHARE
+
 QUOTES = "'\""
 GRACE = 5.0  # seconds that other threads have when a command has failed
 # What a path that was typed may turn out to be.
@@ -109,6 +111,7 @@ def run(argv: list[str]) -> int:
   if not argv or argv[0] in ("help", "--help", "-h", "--helpfull"):
     print(usage())
     return 0 if argv else 2
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))  # as plans reckon
   try:
     name, rest = find(argv)
     module = importlib.import_module(COMMANDS[name][0])

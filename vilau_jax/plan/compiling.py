@@ -93,10 +93,10 @@ def _measured(text: str, memory: Any, topology: Topology, mesh: Mesh, work: Any)
   total = max(kept, memory.argument_size_in_bytes) + memory.output_size_in_bytes
   total += memory.temp_size_in_bytes - memory.alias_size_in_bytes
   total += memory.generated_code_size_in_bytes
-  usage = _memory(topology.chip.hbm, work, memory.temp_size_in_bytes, total)
+  usage = _memory(topology.chip.room, work, memory.temp_size_in_bytes, total)
   step = bounds["step_s"]
   return {
-    "fits": total <= topology.chip.hbm,
+    "fits": total <= topology.chip.room,
     "memory_gib_per_device": usage,
     "flops_per_device": {"compiled": flops, "model": model, "ratio": flops / model},
     "bytes_per_device": {
@@ -129,7 +129,7 @@ def _does_not_fit(message: str, topology: Topology, work: Any) -> dict[str, Any]
   """
   kept = programs.device_bytes(work.arguments) + programs.device_bytes(work.beside)
   whole = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", message)
-  room = topology.chip.hbm
+  room = topology.chip.room
   temporary = re.search(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM", message)
   if whole:
     total = float(whole[1]) * _UNITS[whole[2]]

@@ -142,19 +142,32 @@ def adapters_forward(
 def tower_step(config: ConfigDict, tower: TowerConfig) -> dict[str, float]:
   """Model FLOPs of one step of the tower stage, on all devices together, by part and "total".
 
-  A trained part counts its forward pass three times, a frozen one once; the quantiser has no
-  backward pass. LPIPS: two forward passes and the gradient of the drawn image. Discriminator:
-  forward and input gradient for the generator, then both passes over both images.
+  A trained part counts its forward pass three times, a frozen one once, or twice if gradients pass
+  it on the way to others, as in a part under adapters, whose own products are left out; the
+  quantiser has no backward pass. LPIPS: two forward passes and the gradient of the drawn image.
+  Discriminator: forward and input gradient for the generator, then both passes over both images.
   """
   loss, freeze = config.loss, [p.strip("/") for p in config.optim.freeze]
-  times = lambda part: 1 if any(p in (part, "tower") for p in freeze) else 3  # noqa: E731
+  targets = [t.strip("/") for t in config.lora.targets] if config.lora.rank else []
+  encoder = "tower/vision" if tower.encoder == "siglip" else "tower/encoder"
+
+  def learns(part: str) -> bool:
+    if targets:
+      return any(f"{t}/".startswith(f"{part}/") or f"{part}/".startswith(f"{t}/") for t in targets)
+    return not any(p in (part, "tower") for p in freeze)
+
+  def times(part: str) -> int:
+    if learns(part):
+      return 2 if targets else 3
+    return 2 if part == "tower/decoder" and learns(encoder) else 1
+
   parts = {"quantizer": quantizer_forward(tower)}
   if tower.encoder == "siglip":
     parts["vision"] = times("tower/vision") * vision_forward(tower)
   else:
     parts["encoder"] = times("tower/encoder") * cnn_encoder_forward(tower.cnn)
   if loss.contrastive:
-    parts["pool"] = (2 if times("tower/vision") == 1 else 3) * pool_forward(tower)
+    parts["pool"] = max(2, times("tower/vision")) * pool_forward(tower)
     captions = 2 if loss.wrong_captions else 1
     parts["text"] = captions * times("tower/text") * text_forward(tower)
   side = tower.image_size

@@ -65,7 +65,7 @@ def memory_table(plan: Plan, title: str) -> Table:
   notes = {
     "parameters": "parameters, frozen and collections too", "optimizer": "optimizer state",
     "temporaries": "temporaries", "activations": "  of these, saved inputs of blocks",
-    "total": "total", "hbm": "the device has", "headroom": "headroom",
+    "total": "total", "hbm": "there is room for", "headroom": "headroom",
   }  # fmt: skip
   for name, note in notes.items():
     if name == "total":

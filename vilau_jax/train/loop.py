@@ -97,10 +97,11 @@ def _run(
   batches = Batches(run, mesh, start, position, began)
   writer = _writer(run, start, batches.speed, position)
   closing.callback(writer.close)
-  closing.callback(_end_profile)
+  trace = _Trace(run.workdir, profile, start, config.steps)
+  closing.callback(trace.close)
   draw = samples.drawer(run, stage, mesh) if config.log.samples_every else None
   for step in range(start, config.steps):
-    _profile(run.workdir, profile, step)
+    trace.at(step)
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
       batch = next(batches)
       state, metrics = step_fn(state, frozen, batch, key)
@@ -307,17 +308,31 @@ def _deaf(_index: int, _count: int) -> None:
     signal.signal(number, signal.SIG_IGN)
 
 
-def _profile(workdir: epath.Path, span: tuple[int, int] | None, step: int) -> None:
-  """Starts and stops the trace around steps span[0] .. span[1] - 1."""
-  if span and step == span[0]:
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # walks the frames of every thread; has crashed beside orbax's
-    jax.profiler.start_trace(str(workdir / "profile"), profiler_options=options)
-  if span and step == span[1]:
-    _end_profile()
+class _Trace:
+  """The profiler's trace of steps span[0] .. span[1] - 1, of a run that goes on at `start`. A trace
+  that cannot be written is said, and stops nothing."""
 
+  def __init__(self, workdir: epath.Path, span: tuple[int, int] | None, start: int, steps: int):
+    self._folder, self._span, self._on = workdir / "profile", span, False
+    if span and not start <= span[0] < steps:
+      logging.warning("no trace of step %d: this run goes from %d to %d", span[0], start, steps)
 
-def _end_profile() -> None:
-  """Writes the trace that is under way, if any."""
-  with contextlib.suppress(RuntimeError):  # how jax says that there is none
-    jax.profiler.stop_trace()
+  def at(self, step: int) -> None:
+    if self._span and step == self._span[0]:
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = (
+        0  # walks the frames of every thread; has crashed beside orbax's
+      )
+      jax.profiler.start_trace(str(self._folder), profiler_options=options)
+      self._on = True
+    if self._span and step == self._span[1]:
+      self.close()
+
+  def close(self) -> None:
+    """Writes the trace that is under way, if any."""
+    if self._on:
+      self._on = False
+      try:
+        jax.profiler.stop_trace()
+      except RuntimeError as error:
+        logging.warning("the trace could not be written to %s: %s", self._folder, error)
