@@ -101,9 +101,12 @@ def make_mesh(
 
 def _mesh_of_slices(count: int, inside: dict[str, int], devices: Sequence[jax.Device]) -> Mesh:
   """Slices one after the other along "data"; a machine without slices is cut by processes."""
+  numbers = [getattr(device, "slice_index", 0) for device in devices]
+  if len(set(numbers)) == 1 and devices[0].platform != "tpu":  # CPUs are all of slice 0
+    numbers = [device.process_index for device in devices]
   slices: dict[int, list[jax.Device]] = {}
-  for device in devices:
-    slices.setdefault(getattr(device, "slice_index", device.process_index), []).append(device)
+  for number, device in zip(numbers, devices):
+    slices.setdefault(number, []).append(device)
   if count < 1 or len(slices) != count:
     raise ValueError(f"mesh.dcn_data is {count}, but this job has {len(slices)} slice(s)")
   meshes = [make_mesh(**inside, devices=slices[i]) for i in sorted(slices)]

@@ -208,6 +208,16 @@ def test_other_hosts_devices_and_meshes_continue_the_same_data(root, tmp_path):
   assert_close_runs(tmp_path / "whole", cut)
 
 
+@pytest.mark.slow
+def test_two_slices_train_what_one_does(root, tmp_path):
+  """Without slices, processes stand for them."""
+  steps = {"optim.warmup": 1, "steps": 3}
+  alone(root, tmp_path / "one", SPLIT | steps)
+  slices = {"mesh.dcn_data": 2, "mesh.data": 1, "mesh.fsdp": 2}
+  finished(start(root, tmp_path / "two", slices | steps))
+  assert_close_runs(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.nightly
 def test_a_hung_peer_is_noticed(root, tmp_path):
   changes = SPLIT | {"steps": 4000, "ckpt.every": 1000, "guard.hang_after": 5.0}
