@@ -8,13 +8,13 @@ vilau train --config=configs/pretrain_7b_256.py --workdir=gs://BUCKET/pretrain_7
 samples, one epoch.
 
 Planned by `vilau plan`:
-  v5e:16x16: 5.94 of 16.00 GiB a device, FLOPs 1.30 x the model's, a step takes at least 2.82 s
+  v5e:16x16: 10.94 of 16.00 GiB a device, FLOPs 1.30 x the model's, a step takes at least 2.82 s
     (compute), MFU at most 77 %
 Drawing one picture with guidance (--workload=generate), all limited by memory:
-  v6e:1x1: 16.85 of 32.00 GiB, at least 11.0 ms a position
-  h100:1x1: 13.49 of 79.14 GiB, at least 5.3 ms a position
-  v5e:1x1, --int8: 7.31 of 16.00 GiB, at least 10.9 ms a position
-  v5e:2x4: 2.27 of 16.00 GiB a device, at least 2.4 ms a position
+  v6e:1x1: 18.01 of 32.00 GiB, at least 11.0 ms a position
+  h100:1x1: 14.65 of 72.81 GiB, at least 5.3 ms a position
+  v5e:1x1, --int8: 8.35 of 16.00 GiB, at least 10.9 ms a position
+  v5e:2x4: 3.01 of 16.00 GiB a device, at least 2.3 ms a position
 
 Where the numbers come from: the released scripts: AdamW (0.9, 0.999), peak 5e-5, 3 % warm-up,
 cosine to 0, no weight decay, linear RoPE scaling 2 over 4096 positions; mixture weights are the

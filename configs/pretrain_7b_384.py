@@ -8,8 +8,10 @@ vilau train --config=configs/pretrain_7b_384.py --workdir=gs://BUCKET/pretrain_7
 transformer, 16 tokens a drawn position, costs more than the language model.
 
 Planned by `vilau plan`:
-  h100:8x8: 30.61 of 79.14 GiB a device, FLOPs 1.21 x the model's, a step takes at least 3.28 s
-    (compute), MFU at most 82 %
+  h100:8x8: 45.61 of 72.81 GiB a device, FLOPs 1.35 x the model's, a step takes at least 3.65 s
+    (compute), MFU at most 74 %
+  v5p:4x4x8: 26.56 of 95.00 GiB a device, FLOPs 1.33 x the model's, a step takes at least 3.86 s
+    (compute), MFU at most 75 %
 
 Where the numbers come from: as in pretrain_7b_256.py. A drawn picture takes 729 positions and a
 video 5832, so rows are of 8192 positions (the released scripts' length) and half as many: about

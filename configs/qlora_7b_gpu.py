@@ -12,7 +12,9 @@ Run on an H200 with random weights and rows (`vilau bench --config=configs/qlora
 most 48.7 GiB while it started and ran, 5.7 s a step, 5,800 tokens/s. The plan is of the step alone.
 
 Planned by `vilau plan`:
-  h100:1x1: 13.90 of 79.14 GiB a device, FLOPs 1.35 x the model's, a step takes at least 2.14 s
+  a100:1x1: 14.16 of 72.82 GiB a device, FLOPs 1.44 x the model's, a step takes at least 5.09 s
+    (compute), MFU at most 69 %
+  h100:1x1: 13.90 of 72.81 GiB a device, FLOPs 1.44 x the model's, a step takes at least 2.14 s
     (memory), MFU at most 52 %
 
 Where the numbers come from: QLoRA's paper (NF4, tiles of 64, 2e-4), else lora_7b_v5e8.py.

@@ -6,6 +6,10 @@ vilau train --config=configs/tower_256.py --workdir=gs://BUCKET/tower_256 \
 64 TPU v5e chips (v5e:8x8); one pass over 700 M pairs is 1.37 M steps. The paper reports rFID 1.80
 and 73.3 % ImageNet zero-shot top-1 (Table 1).
 
+Planned by `vilau plan`:
+Tokenizing (--workload=tokenize):
+  v5e:8x8: 3.39 of 16.00 GiB a device, at most 66,700 images/s
+
 Where the numbers come from: losses and discriminator, RQ-VAE's released configs; loss weights 1 and
 1, the SigLIP initialisation, the frozen text encoder and the global batch of 512, the paper. It
 gives no learning rate, schedule or number of steps: peak 8e-5 is RQ-VAE's 4e-5 (batch 128) times
