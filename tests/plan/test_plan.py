@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 
 import experiments
 import pytest
@@ -167,6 +168,23 @@ def test_names_of_topologies():
   assert topology.parse("v5e:16x16").count == 256
   assert topology.parse("2*v5p:4x4x8").count == 256
   assert topology.parse("h100:8x8").chip.is_gpu and topology.parse("a100:8x8").chip.is_gpu
+
+
+@needs_tpu
+@pytest.mark.parametrize("name", ["v4:2x2x4", "v4:1x1x1", "v5p:2x2x2", "v6e:2x4", "2*v4:2x2x1"])
+def test_a_chip_is_one_device(name):
+  machine = topology.parse(name)
+  assert len(machine.devices) == machine.count
+
+
+def test_a_tower_with_a_row_a_device_is_told_something():
+  plan = types.SimpleNamespace(
+    result={"memory_gib_per_device": dict(total=20, hbm=16, parameters=0, optimizer=0)},
+    mesh=types.SimpleNamespace(shape=dict(data=1, fsdp=8, tensor=1)),
+    config=tower_config(), work=types.SimpleNamespace(workload="train"),
+  )  # fmt: skip
+  plan.config.batch_size, plan.config.model.remat = 8, "nothing_saveable"
+  assert advice.advice(plan)[1:] == ["a chip with more memory: a device has as few rows as it can"]
 
 
 @needs_tpu

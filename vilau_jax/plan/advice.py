@@ -34,12 +34,18 @@ def advice(plan: Plan) -> list[str]:
     )
   if c.model.get("remat") != "nothing_saveable":
     lines.append("model.remat='nothing_saveable' (only the inputs of blocks are kept)")
-  if rows % (2 * c.optim.accumulate) == 0:
+  halves = rows % (2 * c.optim.accumulate) == 0
+  if halves:
     lines.append(f"batch_size={c.batch_size // 2}, or twice as many devices")
-  if c.stage == "lm":
+  else:
+    lines.append("a chip with more memory: a device has as few rows as it can")
+  sizes = {"fsdp": shape["fsdp"], "data": spread}
+  source = next((axis for axis, size in sizes.items() if size % 2 == 0), None)
+  if c.stage == "lm" and source:
     more = 2 * shape["tensor"]
     lines.append(
-      f"mesh.tensor={more} (a layer's products and activations are shared by {more} devices)"
+      f"mesh.tensor={more} with mesh.{source}={sizes[source] // 2} (a layer's products and "
+      f"activations are shared by {more} devices)"
     )
   return lines
 
