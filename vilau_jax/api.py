@@ -201,7 +201,7 @@ class VilaU(Seeing):
       batch_size: conversations answered at once; where one is finished, the next one begins.
 
     Returns:
-      One answer a conversation.
+      One answer a conversation. Where the model begins to draw, its answer ends (see `generate`).
 
     Raises:
       ValueError: for broken contents or pictures, or a prompt that leaves no room in the context.
@@ -215,7 +215,7 @@ class VilaU(Seeing):
     tokenizer = self.runtime.words
     answers = [""] * len(prompts)
     count = min(bucket(len(prompts), 1), positive("batch_size", batch_size))
-    for job, ids in slots.write(engine, jobs, wish, slots=count, stop=[tokenizer.eos]):
+    for job, ids in slots.write(engine, jobs, wish, slots=count, stop=text.ends(tokenizer)):
       answers[job.tag] = tokenizer.decode(ids).strip()
     return answers
 
@@ -228,18 +228,20 @@ class VilaU(Seeing):
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int = 0,
+    on_draw: Callable[[str], None] = lambda kind: None,
   ) -> Iterator[str]:
     """Answers one conversation piece by piece; the pieces joined are generate_text's answer, spaces
-    at its ends apart. Arguments as there."""
+    at its ends apart. Arguments as there; on_draw is called with "image" or "video" if the answer
+    ends because the model begins to draw."""
     prompts = self.runtime.prompts(contents)
     if len(prompts) != 1:
       raise ValueError(f"stream_text answers one conversation at a time, got {len(prompts)}")
     wish = sampling.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     steps = text.stream(
       self.runtime.engine, prompts, wish, sampling.output_seeds(seed, 1),
-      max_new_tokens=max_new_tokens, stop=[self.runtime.words.eos],
+      max_new_tokens=max_new_tokens, stop=text.ends(self.runtime.words),
     )  # fmt: skip
-    return text.pieces(self.runtime.words, (int(step[0]) for step in steps))
+    return text.pieces(self.runtime.words, (int(step[0]) for step in steps), on_draw)
 
   def generate(
     self,

@@ -2,6 +2,7 @@
 streams, previews and cancelling; and what is read once."""
 
 import functools
+import json
 
 import golden_model
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import vilau_jax
 from vilau_jax.checkpoint import LoadedModel
-from vilau_jax.generate import start
+from vilau_jax.cli import main
+from vilau_jax.generate import start, text
 
 rng = np.random.default_rng(1)
 PICTURE = rng.integers(0, 255, (40, 50, 3), np.uint8)
@@ -110,6 +112,28 @@ def test_the_model_may_decide_to_draw_and_streams_what_it_does():
   assert told.strip() == "".join(p for p in parts if isinstance(p, str)).strip()
   with pytest.raises(ValueError, match="one conversation"):
     model.stream(["a", "b"])
+
+
+def test_an_answer_in_words_ends_where_the_model_begins_to_draw(tmp_path, capsys):
+  model, began = eager("im_start"), []
+  assert model.generate_text(["Hello"], max_new_tokens=12) == [""]
+  assert not list(model.stream_text(["Hello"], max_new_tokens=12, on_draw=began.append))
+  assert began == ["image"]
+  tokenizer = model.tokenizer
+  ids = [*tokenizer.encode("A film:"), tokenizer.vi_start]
+  assert "".join(text.pieces(tokenizer, ids, began.append)) == "A film:"
+  assert began == ["image", "video"]
+  (tmp_path / "p.txt").write_text("Hello\n")
+  model.save(tmp_path / "model")
+  typed = ["generate", "batch", "--kind=text", f"--model={tmp_path / 'model'}"]
+  typed += [f"--prompts={tmp_path / 'p.txt'}", f"--output={tmp_path / 'out'}"]
+  assert main.run(typed) == 0
+  assert json.loads((tmp_path / "out" / "results.jsonl").read_text())["text"] == ""
+  capsys.readouterr()
+  assert main.run(["chat", f"--model={tmp_path / 'model'}", "Hello"]) == 0
+  printed = capsys.readouterr()
+  assert not printed.out.strip() and "the model began to draw" in printed.err
+  assert "vilau generate image" in printed.err and "loading" in printed.err
 
 
 def test_previews_of_few_depths_are_coarser():

@@ -5,9 +5,11 @@ vilau chat --model=DIR --image=cat.png "What is this?"
 vilau chat --model=DIR
     a prompt; the conversation goes on until an empty line, /new starts another one, /image FILE and
     /video FILE show something with the next question
+It answers in words; where the model begins to draw, the answer ends and a line says so.
 """
 
 import os
+import sys
 
 from absl import flags
 
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> int:
 
   use_compile_cache()
   shown = [*map(api.Image, _IMAGE.value), *map(api.Video, _VIDEO.value)]
+  print(f"loading {_MODEL.value}", file=sys.stderr, flush=True)  # answers alone go to stdout
   model = api.load(_MODEL.value)
   if argv:
     answer(model, [{"role": "user", "content": [*shown, argv[0]]}])
@@ -57,10 +60,10 @@ def main(argv: list[str]) -> int:
 
 def answer(model, turns: list[dict]) -> str:
   """Prints the answer to the turns as it is written, and returns it."""
-  written = ""
+  written, drawing = "", []
   pieces = model.stream_text(
     [turns], max_new_tokens=_TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value,
-    seed=_SEED.value,
+    seed=_SEED.value, on_draw=drawing.append,
   )  # fmt: skip
   with Interrupts() as interrupts:
     for piece in pieces:
@@ -68,6 +71,12 @@ def answer(model, turns: list[dict]) -> str:
       written += piece
       interrupts.check()
   print()
+  for kind in drawing:
+    print(
+      f"(here the model began to draw, which chat does not do: vilau generate {kind} "
+      f'--model={_MODEL.value} --prompt=".." --output=DIR draws)',
+      file=sys.stderr,
+    )
   return written.strip()
 
 

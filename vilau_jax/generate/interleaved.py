@@ -113,7 +113,7 @@ def stream(
       row.kind = None if full and row.kind == "text" else row.kind
     writing = [row for row in rows if row.kind == "text"]
     if writing:
-      yield from _write(engine, writing, rules.text_wish, [tokenizer.eos, *starts])
+      yield from _write(engine, writing, rules.text_wish, text.ends(tokenizer))
     for row in writing:
       row.kind = starts.get(int(row.prompt.tokens[-1]))
     for kind, count in frames.items():

@@ -1,6 +1,6 @@
 """Text generation: batches of prompts of different lengths, one token a row and step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as List
 
 import jax
@@ -87,11 +87,28 @@ def complete(engine: Engine, prompts: List[Sequence], *args, **kwargs) -> list[l
   return [[int(t) for t in row if t >= 0] for row in steps]
 
 
-def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-  """Ids as they come -> the text they add; bytes of an unfinished character are held back."""
+def ends(tokenizer: Tokenizer) -> list[int]:
+  """Ids that end an answer in words: </s>, and where the model begins a picture or a video. Read as
+  a token, a start marker would have it write on without what it meant to draw."""
+  return [tokenizer.eos, tokenizer.im_start, tokenizer.vi_start]
+
+
+def pieces(
+  tokenizer: Tokenizer, ids: Iterable[int], on_draw: Callable[[str], None] = lambda kind: None
+) -> Iterator[str]:
+  """Ids as they come -> the text they add; bytes of an unfinished character are held back.
+
+  Args:
+    tokenizer: of the ids.
+    ids: one by one.
+    on_draw: called with "image" or "video" where a start marker comes.
+  """
+  kinds = {tokenizer.im_start: "image", tokenizer.vi_start: "video"}
   seen: list[int] = []
   shown = ""
   for i in ids:
+    if i in kinds:
+      on_draw(kinds[i])
     seen.append(i)
     whole = tokenizer.decode(seen)
     if not whole.endswith("\ufffd"):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vilau_jax.data import media
-from vilau_jax.generate import slots
+from vilau_jax.generate import slots, text
 from vilau_jax.generate.cache import check_context
 from vilau_jax.generate.gallery import pixels_sha256, replace_text, writable
 from vilau_jax.generate.orders import Order, PromptFile
@@ -107,7 +107,7 @@ def run(
   jobs = _jobs(runtime, file, settings, folder, process, summary)
   slots_ = max(1, batch_size)
   if settings.kind == "text":
-    stop = [runtime.tokenizer.eos]
+    stop = text.ends(runtime.words)
     made = slots.write(runtime.engine, jobs, settings.sampling, slots=slots_, stop=stop)
   else:
     unconditional = runtime.unconditional(settings.kind)
