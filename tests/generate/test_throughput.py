@@ -97,6 +97,46 @@ def test_a_run_goes_on_where_it_was_and_gives_the_same_files(prompts, tmp_path):
     run(prompts, tmp_path / "whole", seed=1)
 
 
+class Stop(Exception):
+  pass
+
+
+@pytest.mark.parametrize(("kind", "until", "step"), [("image", 48, 8), ("text", 12, 2)])
+def test_nothing_that_is_finished_is_lost_and_an_end_comes_soon(tmp_path, kind, until, step):
+  """Neither the chunk that waits for its writer, nor one that is filled in part."""
+  path, steps = tmp_path / "p.txt", []
+  path.write_text("".join(f"a dog {i}\n" for i in range(5)))
+
+  def seen(summary):
+    steps.append((summary.steps, summary.ended))
+    if summary.steps == until:  # two outputs, and half of two more
+      raise Stop
+
+  how = dict(max_new_tokens=4) if kind == "text" else {}
+  with pytest.raises(Stop):
+    run(path, tmp_path / "out", kind, on_progress=seen, **how)
+  assert len(rows(tmp_path / "out")) == 2
+  assert steps == [(s, False) for s in range(0, until + 1, step)]  # every row, every token
+  summary = run(path, tmp_path / "out", kind, on_progress=lambda s: steps.append(s.ended), **how)
+  assert (summary.made, summary.found) == (3, 2) and steps[-2:] == [False, True]
+
+
+def test_a_chunk_that_is_filled_in_part_is_kept(tmp_path, monkeypatch):
+  path, drawn = tmp_path / "p.txt", throughput.slots.draw
+  path.write_text("a dog\na cat\nthe sea\n")
+
+  def broken(*args, **kwargs):
+    for i, output in enumerate(drawn(*args, **kwargs)):
+      if i == 1:
+        raise ValueError("not finite")
+      yield output
+
+  monkeypatch.setattr(throughput.slots, "draw", broken)
+  with pytest.raises(ValueError, match="not finite"):
+    run(path, tmp_path / "out")
+  assert len(rows(tmp_path / "out")) == len(files(tmp_path / "out")) == 1
+
+
 def test_eight_devices_and_two_processes_give_the_same_files(prompts, tmp_path):
   run(prompts, tmp_path / "one")
   run(prompts, tmp_path / "eight", devices=8, batch_size=8)

@@ -106,10 +106,10 @@ def draw(kind: str, prompts: list[str]) -> int:
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
   with watch.drawing(len(tasks)):
     for start in range(0, len(tasks), _BATCH.value):
+      watch.interrupts.check()
       batch = tasks[start : start + _BATCH.value]
       for (seed, prompt), pixels in zip(batch, _draw(model, kind, batch, watch.seen)):
         gallery.add(pixels, _made_by(model, prompt, seed), _FPS.value)
-      watch.interrupts.check()
   grid = gallery.sheet(_COLUMNS.value)
   shown = ", ".join(gallery.names[:4]) + (", ..." if len(gallery.names) > 4 else "")
   print(f"{len(tasks)} {kind}(s) {watch.summary()}: {shown} in {_OUTPUT.value}")
@@ -132,10 +132,12 @@ def again() -> int:
   model = watch.load(_MODEL.value or entries[0]["model"], quantize=quantization(entries))
   where, found = {"model": os.fspath(paths.absolute(model.path))}, {}
   with watch.drawing(len(entries)):
-    for i, pixels in draw_again(model, entries, _BATCH.value, watch.seen):
-      kept = {k: v for k, v in entries[i].items() if k in _KEPT}
-      found[i] = gallery.compare(pixels, kept | where, entries[i])
-      watch.interrupts.check()
+    for batch in draw_again(model, entries, _BATCH.value, watch.seen):
+      for i, pixels in batch:
+        kept = {k: v for k, v in entries[i].items() if k in _KEPT}
+        found[i] = gallery.compare(pixels, kept | where, entries[i])
+      if len(found) < len(entries):
+        watch.interrupts.check()
   for i, (name, equal) in sorted(found.items()):
     print(f"{entries[i]['file']} -> {name}: {'the same, bit for bit' if equal else 'DIFFERS'}")
   same = sum(equal for _, equal in found.values())

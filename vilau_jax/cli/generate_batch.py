@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 
   from vilau_jax import sharding
   from vilau_jax.cli.interrupts import Interrupts
-  from vilau_jax.cli.progress import Bar
+  from vilau_jax.cli.progress import Bar, Rate
   from vilau_jax.cli.watch import Watch
   from vilau_jax.generate import throughput
   from vilau_jax.generate.gallery import writable
@@ -86,10 +86,13 @@ def main(argv: list[str]) -> int:
   model = Watch().load(_MODEL.value, mesh=mesh)
   ways = mesh.shape["data"] if mesh else 1
   with Interrupts() as interrupts, Bar(f"{_KIND.value}s") as bar:
+    rate = Rate("tokens" if _KIND.value == "text" else "positions")
 
     def seen(summary) -> None:
-      bar.update(summary.made + summary.found, summary.total)
-      interrupts.check()
+      done = summary.found + (summary.drawn or summary.made)
+      bar.update(done, summary.total, f"{_KIND.value}s{rate.seen(summary.steps)}")
+      if not summary.ended:
+        interrupts.check()
 
     summary = throughput.run(
       model.runtime, _PROMPTS.value, _OUTPUT.value, _settings(model),

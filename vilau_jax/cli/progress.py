@@ -12,6 +12,27 @@ from rich.progress import (
 )
 
 
+class Rate:
+  """How many of something are done a second, behind the first: programs are compiled before it.
+
+  Args:
+    what: what is counted, for example "positions".
+  """
+
+  def __init__(self, what: str):
+    self._what = what
+    self._first: tuple[float, int] | None = None  # when, and how many there were
+
+  def seen(self, count: int) -> str:
+    """ ", 12 positions/s" of `count` that there are now; "" while nobody knows."""
+    now = time.monotonic()
+    if self._first is None:
+      self._first = (now, count) if count else None
+      return ""
+    began, before = self._first
+    return f", {(count - before) / (now - began):.0f} {self._what}/s" if count > before else ""
+
+
 class Bar:
   """Context manager: a progress line that appears only after `patience` seconds.
 

@@ -68,8 +68,8 @@ def quantization(entries: list[dict[str, Any]]) -> str | None:
 
 def draw_again(
   model, entries: list[dict[str, Any]], batch_size: int, on_progress
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Places in `entries` and pixels, a batch at a time; entries of one kind and settings share one.
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+  """Batches of places in `entries` and pixels; entries of one kind and settings share one.
 
   Raises:
     ValueError: if they are of another model.
@@ -87,7 +87,7 @@ def draw_again(
   for members in groups.values():
     for start in range(0, len(members), batch_size):
       here = members[start : start + batch_size]
-      yield from zip(here, _draw(model, [entries[i] for i in here], on_progress))
+      yield list(zip(here, _draw(model, [entries[i] for i in here], on_progress)))
 
 
 def _draw(model, entries: list[dict[str, Any]], on_progress) -> np.ndarray:

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as List
 from typing import Any
 
@@ -155,7 +155,13 @@ def insert(state: State, fresh: State, rows: jax.Array) -> State:
 
 
 def write(
-  engine: Engine, jobs: Iterable[Job], wish: sampling.Sampling, *, slots: int, stop: List[int]
+  engine: Engine,
+  jobs: Iterable[Job],
+  wish: sampling.Sampling,
+  *,
+  slots: int,
+  stop: List[int],
+  on_step: Callable[[int], None] = lambda made: None,
 ) -> Iterator[tuple[Job, list[int]]]:
   """Writes texts; yields each job with its ids (and the stop id, if it came) when it is finished.
 
@@ -165,6 +171,8 @@ def write(
     wish: how to draw.
     slots: n.
     stop: ids that end a text.
+    on_step: called before every step, so only while there is something to do, with how many tokens
+      the one before it made; what it raises ends the work.
 
   Raises:
     ValueError: if a job exceeds the context, or logits are not finite.
@@ -173,7 +181,9 @@ def write(
   entries = engine.config.llm.vocab_size
   switches, values = wish.switches(entries), wish.values(entries)
   made: list[list[int]] = [[] for _ in range(rows.count)]
+  running: list[int] = []
   while rows.fill(jobs):
+    on_step(len(running))
     rows.state, tokens, finite = engine.text_step(rows.state, rows.draws(values), switches)
     tokens, finite = jax.device_get((tokens, finite))
     running = rows.running
@@ -193,6 +203,7 @@ def draw(
   wish: sampling.Sampling,
   *,
   slots: int,
+  on_step: Callable[[int], None] = lambda made: None,
 ) -> Iterator[tuple[Job, np.ndarray]]:
   """Draws pictures and videos; yields each job with its codes int32 [steps, R] when it is finished.
 
@@ -202,6 +213,7 @@ def draw(
     unconditional: the prompt of the unconditional half.
     wish: how to draw.
     slots: n; guidance doubles the rows.
+    on_step: as for write, before every row of the grid, with positions.
 
   Raises:
     ValueError: if a job exceeds the context, or logits are not finite.
@@ -211,7 +223,9 @@ def draw(
   rows = Slots(engine, slots, unconditional if switches.guided else None)
   jobs = _checked(jobs, engine.context, -1)
   made: list[list[np.ndarray]] = [[] for _ in range(rows.count)]
+  running: list[int] = []
   while rows.fill(jobs):
+    on_step(len(running) * grid)
     results = []
     for _ in range(0, grid, engine.steps_at_once):
       first = np.tile(rows.numbers, 2 if switches.guided else 1)[:, None]

@@ -14,7 +14,7 @@ matter in which order, company or process it is made. The directory holds
 
 import concurrent.futures
 import dataclasses
-import itertools
+import functools
 import json
 import os
 import pathlib
@@ -61,12 +61,25 @@ class Settings:
 
 @dataclasses.dataclass
 class Summary:
-  """Outputs made now and found there, and records rejected, by this process."""
+  """What this process has done.
+
+  Attributes:
+    made: outputs written now.
+    found: outputs that were there.
+    rejected: records.
+    total: outputs of all its records.
+    steps: visual positions or tokens made now.
+    drawn: `steps` in outputs; 0 for texts, whose length nobody knows before.
+    ended: nothing is left to do.
+  """
 
   made: int = 0
   found: int = 0
   rejected: int = 0
   total: int = 0
+  steps: int = 0
+  drawn: float = 0.0
+  ended: bool = False
 
 
 def run(
@@ -90,7 +103,8 @@ def run(
     identity: of the model.
     batch_size: slots; with a mesh a multiple of its shares.
     process: which of how many processes this is; each takes every n-th record.
-    on_progress: called after every chunk that is written.
+    on_progress: called before every row of the grid or token, and at the end; what it raises ends
+      the run, and outputs that are finished are written before.
 
   Raises:
     ValueError: if the file is none, the directory cannot be written or holds another run, or
@@ -103,31 +117,44 @@ def run(
   file = PromptFile.open(path)
   folder = Folder(output, process)
   folder.claim(_stamp(file, settings, identity))
-  summary = Summary(total=file.count * settings.num)
+  summary = Summary(total=len(range(process[0], file.count, process[1])) * settings.num)
   jobs = _jobs(runtime, file, settings, folder, process, summary)
   slots_ = max(1, batch_size)
+
+  def step(made: int) -> None:
+    summary.steps += made
+    if settings.kind != "text":
+      summary.drawn = summary.steps / _positions(runtime, settings)
+    on_progress(summary)
+
+  how = dict(slots=slots_, on_step=step)
   if settings.kind == "text":
     stop = text.ends(runtime.words)
-    made = slots.write(runtime.engine, jobs, settings.sampling, slots=slots_, stop=stop)
+    made = slots.write(runtime.engine, jobs, settings.sampling, stop=stop, **how)
   else:
     unconditional = runtime.unconditional(settings.kind)
-    made = slots.draw(runtime.engine, jobs, unconditional, settings.sampling, slots=slots_)
+    made = slots.draw(runtime.engine, jobs, unconditional, settings.sampling, **how)
+  keep = functools.partial(_keep, runtime, folder, settings, identity, summary)
   with concurrent.futures.ThreadPoolExecutor(1) as background:
-    behind = None  # one chunk is decoded and written while the next is made
-    for chunk in _chunks(made, slots_):
-      if behind is not None:
-        behind.result()
-        on_progress(summary)
-      behind = background.submit(_keep, runtime, folder, settings, identity, chunk, summary)
-    if behind is not None:
+    chunk: list = []
+    behind = background.submit(keep, chunk)  # one is decoded and written while the next is made
+    try:
+      for output in made:
+        chunk.append(output)
+        if len(chunk) == slots_:
+          behind.result()
+          behind, chunk = background.submit(keep, chunk), []
+    finally:  # what is finished is kept, also when the work ends early
       behind.result()
+      keep(chunk)
+  summary.ended = True
   on_progress(summary)
   return summary
 
 
-def _chunks(made: Iterator, size: int) -> Iterator[list]:
-  while chunk := list(itertools.islice(made, size)):
-    yield chunk
+def _positions(runtime: Runtime, settings: Settings) -> int:
+  """Visual positions of an output."""
+  return settings.num_frames * runtime.config.tower.image_tokens
 
 
 def _jobs(
@@ -137,7 +164,7 @@ def _jobs(
   index, count = process
   steps = settings.max_new_tokens
   if settings.kind != "text":
-    steps = settings.num_frames * runtime.config.tower.image_tokens
+    steps = _positions(runtime, settings)
   more = 0 if settings.kind == "text" else -1
   for order in file.orders():
     if order.number % count != index:
@@ -162,7 +189,9 @@ def _jobs(
       yield Job(prompt, seeds[i - numbers[0]], steps, (i, order))
 
 
-def _keep(runtime: Runtime, folder: "Folder", settings: Settings, identity, chunk, summary) -> None:
+def _keep(runtime: Runtime, folder: "Folder", settings: Settings, identity, summary, chunk) -> None:
+  if not chunk:
+    return
   if settings.kind == "text":
     rows = [_row(job, settings, {"text": runtime.tokenizer.decode(ids).strip()})
             for job, ids in chunk]  # fmt: skip
