@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 
@@ -9,6 +10,7 @@ import flax.linen as nn
 import golden_lm
 import golden_model
 import golden_tower
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,6 +18,7 @@ import small_towers
 
 import vilau_jax
 from vilau_jax.checkpoint import LoadedModel
+from vilau_jax.layers.product import natural
 from vilau_jax.models.tower import Tower
 
 rng = np.random.default_rng(0)
@@ -259,8 +262,17 @@ def test_broken_contents_are_explained(contents, words):
   ("kwargs", "words"),
   [
     (dict(prompts=" "), "prompt 0 is empty"),
-    (dict(prompts=[]), "no prompt"),
+    (dict(prompts=[]), "no conversation"),
+    (dict(prompts=None), "list of conversations, .* got NoneType"),
+    (dict(prompts=vilau_jax.Image("a.png")), "list of conversations, .* got Image"),
     (dict(prompts="a dog", num_images=0), "num_images"),
+    (dict(prompts="a dog", num_images=1.5), "num_images must be an integer, got 1.5"),
+    (dict(prompts="a dog", batch_size=True), "batch_size must be an integer, got True"),
+    (dict(prompts="a dog", top_k=2.5), "top_k must be an integer, got 2.5"),
+    (dict(prompts="a dog", top_k=True), "top_k must be an integer, got True"),
+    (dict(prompts="a dog", cfg_scale="3"), "cfg_scale must be a number, got '3'"),
+    (dict(prompts="a dog", cfg_scale=1e39), "cfg_scale"),
+    (dict(prompts="a dog", temperature=1e-7), "at least 1e-05, below which logits"),
     (dict(prompts="a dog", cfg_scale=-1.0), "cfg_scale"),
     (dict(prompts="a dog", top_k=0), "top_k"),
     (dict(prompts="a dog", top_p=0.0), "top_p"),
@@ -304,6 +316,19 @@ def test_a_language_model_alone_writes_but_does_not_see():
   )
   with pytest.raises(ValueError, match="no vision tower to see"):
     model.generate_text([[vilau_jax.Image(pool()[0]), "What is it?"]])
+
+
+def test_the_identity_is_of_all_weights_and_keeps_none_of_them_on_the_host():
+  model = vilau_jax.VilaU.from_loaded(golden_model.tiny())
+  leaves = jax.tree.leaves(natural(model.runtime.engine.params))
+  assert model.identity() == tiny().identity()
+  assert all(leaf._npy_value is None for leaf in leaves)  # where jax would keep a copy
+  digest = hashlib.sha256(repr(model.config).encode())  # which metadata of old files holds
+  trees = [model.runtime._tower, natural(model.runtime.engine.params)]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+    sample = np.asarray(leaf).reshape(-1)[:: max(1, leaf.size // 4096)].astype(np.float32)
+    digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode() + sample.tobytes())
+  assert model.identity() == digest.hexdigest()[:16]
 
 
 def test_what_is_saved_loads_as_the_same_model(tmp_path):

@@ -36,6 +36,19 @@ def damaged(tmp_path_factory) -> str:
   return str(path)
 
 
+@pytest.fixture(scope="module")
+def unpainted(tmp_path_factory) -> str:
+  """A model that draws as well as ever, and whose pixel decoder has become NaN."""
+  loaded = golden_model.tiny()
+  tower = dict(loaded.variables["params"]["tower"])
+  tower["decoder"] = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tower["decoder"])
+  params = loaded.variables["params"] | {"tower": tower}
+  loaded = dataclasses.replace(loaded, variables=loaded.variables | {"params": params})
+  path = tmp_path_factory.mktemp("unpainted") / "tiny"
+  vilau_jax.VilaU.from_loaded(loaded).save(path)
+  return str(path)
+
+
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
   """Names -> paths of things that are not what they should be, and of some that are."""
@@ -104,6 +117,22 @@ def test_damaged_weights_leave_no_black_picture(damaged, files, tmp_path, capsys
   typed = [part.format(**files) for part in typed.split()]
   assert main.run([*typed, f"--model={damaged}", f"--output={out}"]) == 2
   assert "not finite (NaN or infinity)" in capsys.readouterr().err
+  assert not list(out.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+  "typed",
+  [
+    "generate image --prompt=a",
+    "generate batch --prompts={prompts_txt}",
+    "reconstruct --image={good_png}",
+  ],
+)
+def test_a_damaged_decoder_leaves_no_black_picture(unpainted, files, tmp_path, capsys, typed):
+  out = tmp_path / "out"
+  typed = [part.format(**files) for part in typed.split()]
+  assert main.run([*typed, f"--model={unpainted}", f"--output={out}"]) == 2
+  assert "the tower's decoder are damaged" in capsys.readouterr().err
   assert not list(out.rglob("*.png"))
 
 

@@ -109,8 +109,8 @@ class Runtime:
     digest = hashlib.sha256(repr(self.config).encode())
     trees = [self._tower, natural(self.engine.params) if "llm" in self._parts else None]
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-      flat = np.asarray(leaf).reshape(-1)
-      sample = flat[:: max(1, flat.size // 4096)]
+      # Taken where the leaf is: jax would keep a copy of the whole on the host for good.
+      sample = np.asarray(leaf.reshape(-1)[:: max(1, leaf.size // 4096)])
       # Of decoding weights as all machines compute with them, see placing.py.
       if path[0].idx and np.issubdtype(sample.dtype, np.floating):
         sample = sample.astype(self.config.dtype)
@@ -183,13 +183,11 @@ class Runtime:
       frames: of each output.
     """
     self.need("tower", "llm", "projector", "depth", tokenizer=True)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     positive(f"num_{kind}s", count)
+    prompts = as_list(prompts)
     for i, prompt in enumerate(prompts):
       if isinstance(prompt, str) and not prompt.strip():
         raise ValueError(f"prompt {i} is empty: write what to draw (got {prompt!r})")
-    if not prompts:
-      raise ValueError("there is no prompt to draw")
     if given is not None:
       given = self._first_frames(given, len(prompts)).repeat(count, axis=0)
     built = self.prompts(prompts, answer=kind)
@@ -207,7 +205,7 @@ class Runtime:
     on_progress=None, cancel=None,
   ):  # fmt: skip
     """Codes int32 [prompts * count, frames * T, R], prompt-major; see VilaU.generate_images."""
-    if speculative < 0:
+    if sampling.whole("speculative", speculative) < 0:
       raise ValueError(
         f"speculative must be at least 1 (positions a pass) or 0 (off), got {speculative}"
       )
@@ -374,7 +372,7 @@ class Runtime:
 
 
 def positive(name: str, value: int) -> int:
-  """The value, if it is at least 1."""
-  if value < 1:
+  """The value, if it is an integer of at least 1."""
+  if sampling.whole(name, value) < 1:
     raise ValueError(f"{name} must be at least 1, got {value}")
   return value

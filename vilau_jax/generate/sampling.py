@@ -6,6 +6,7 @@ temperature never recompiles. Axis letters: B rows, E entries (codes or text ids
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from vilau_jax import sharding
 # Binary digits of a threshold that a pass over the entries finds, see _threshold.
 _DIGITS = {"cpu": 1}
 _DIGITS_ELSEWHERE = 4
+COLDEST = 1e-5  # temperature; colder ones are greedy in all but name
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Switches(NamedTuple):
@@ -34,7 +37,8 @@ class Sampling:
   """How to draw.
 
   Attributes:
-    temperature: 0 takes the most likely entry and ignores top_k and top_p.
+    temperature: 0 takes the most likely entry and ignores top_k and top_p; above it at least
+      COLDEST.
     top_k: entries below the k-th largest logit are dropped, ties with it stay; None keeps all,
       and a value above the number of entries is clipped to it.
     top_p: of the sorted probabilities those stay whose predecessors sum to less than top_p.
@@ -48,13 +52,20 @@ class Sampling:
   cfg_scale: float = 1.0
 
   def __post_init__(self):
-    if not (np.isfinite(self.temperature) and self.temperature >= 0):
-      raise ValueError(f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
-    if self.top_k is not None and self.top_k < 1:
+    for name in ("temperature", "top_p", "cfg_scale"):
+      value = getattr(self, name)
+      if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r:.200}")
+    if not (self.temperature == 0 or COLDEST <= self.temperature <= _LARGEST):
+      raise ValueError(
+        f"temperature must be at least 0 (0 is greedy; above it at least {COLDEST}, below which "
+        f"logits divided by it overflow), got {self.temperature}"
+      )
+    if self.top_k is not None and whole("top_k", self.top_k) < 1:
       raise ValueError(f"top_k must be at least 1, got {self.top_k}; None keeps every entry")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-    if not (np.isfinite(self.cfg_scale) and self.cfg_scale >= 0):
+    if not 0 <= self.cfg_scale <= _LARGEST:
       raise ValueError(f"cfg_scale must be at least 0 (1 is no guidance), got {self.cfg_scale}")
 
   def switches(self, entries: int) -> Switches:
@@ -75,6 +86,17 @@ class Sampling:
       "top_p": np.float32(self.top_p),
       "cfg_scale": np.float32(self.cfg_scale),
     }
+
+
+def whole(name: str, value: Any) -> int:
+  """The value, if it is an integer.
+
+  Raises:
+    ValueError: also for True, and for 2.0.
+  """
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise ValueError(f"{name} must be an integer, got {value!r:.200}")
+  return int(value)
 
 
 def guide(logits: jax.Array, scale: jax.Array) -> jax.Array:
@@ -163,8 +185,7 @@ def output_seeds(seed: int | Sequence[int], count: int) -> list[int]:
   alone = not isinstance(seed, Sequence | np.ndarray)
   given: list[Any] = [seed] if alone else list(seed)  # type: ignore[arg-type]
   for s in given:
-    if isinstance(s, bool) or not isinstance(s, int | np.integer):
-      raise ValueError(f"seeds are integers, got {s!r}")
+    whole("seed", s)
   seeds = [int(given[0]) + i for i in range(count)] if alone else [int(s) for s in given]
   if len(seeds) != count:
     raise ValueError(f"{len(seeds)} seeds for {count} outputs; give one integer or one an output")

@@ -70,12 +70,23 @@ class Vision:
       codes: R' may be below R: a coarser picture.
       known: bool [n, T]; other positions are drawn from zeros. None knows all.
       floats: returns float32 clamped to [-1, 1] instead of uint8.
+
+    Raises:
+      ValueError: if a picture is not finite: as uint8 it would be black.
     """
     codes = np.asarray(codes, np.int32)
     known = np.ones(codes.shape[:2], bool) if known is None else known
     s = self.config.image_size
     dtype, program = (np.float32, _decode_floats) if floats else (np.uint8, _decode)
-    return self._run(program, codes, known, empty=np.zeros((0, s, s, 3), dtype), sizes=(1,))
+    nothing = np.zeros((0, s, s, 3), dtype), np.zeros(0, bool)
+    pixels, finite = self._run(program, codes, known, empty=nothing, sizes=(1,))
+    if not finite.all():
+      raise ValueError(
+        f"the pixels of pictures {np.flatnonzero(~finite).tolist()[:10]} are not finite (NaN or "
+        "infinity): the weights of the tower's decoder are damaged, or the compute dtype overflows "
+        "(try float32)"
+      )
+    return pixels
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3] -> L2-normalised float32 [n, D]; the quantised features are embedded, or,
@@ -95,10 +106,11 @@ class Vision:
     self,
     program: Callable,
     *rows: np.ndarray,
-    empty: np.ndarray,
+    empty: Any,
     spread: bool = False,
     sizes: tuple[int, ...] | None = None,
-  ) -> np.ndarray:
+  ) -> Any:
+    """Arrays of the program's output for all rows; `empty` is that of no rows."""
     sizes = sizes or self._sizes
     parts, done, total = [empty], 0, len(rows[0])
     while done < total:
@@ -110,11 +122,12 @@ class Vision:
       if spread and _devices() > 1 and size > 8 and size % _devices() == 0:
         share, variables = self._everywhere
         filled = [jax.device_put(f, share) for f in filled]
-      parts.append(program(self._tower, variables, *filled)[:count])
+      made = program(self._tower, variables, *filled)
+      parts.append(jax.tree.map(lambda leaf: leaf[:count], made))  # noqa: B023
       done += count
       if len(parts) > _AHEAD:  # calls are under way together, and few results wait on the device
-        parts[-_AHEAD] = np.asarray(parts[-_AHEAD])
-    return np.concatenate(jax.device_get(parts))
+        parts[-_AHEAD] = jax.device_get(parts[-_AHEAD])
+    return jax.tree.map(lambda *some: np.concatenate(some), *jax.device_get(parts))
 
 
 _AHEAD = 8  # calls
@@ -150,12 +163,19 @@ def _encode(tower: Tower, variables, images):
 
 @_compiled
 def _decode(tower: Tower, variables, codes, known):
-  return to_uint8(_pixels(tower, variables, codes, known))
+  pixels = _pixels(tower, variables, codes, known)
+  return to_uint8(pixels), _finite(pixels)
 
 
 @_compiled
 def _decode_floats(tower: Tower, variables, codes, known):
-  return jnp.clip(_pixels(tower, variables, codes, known).astype(jnp.float32), -1, 1)
+  pixels = _pixels(tower, variables, codes, known)
+  return jnp.clip(pixels.astype(jnp.float32), -1, 1), _finite(pixels)
+
+
+def _finite(pixels: jax.Array) -> jax.Array:
+  """[n, S, S, 3] -> bool [n]."""
+  return jnp.isfinite(pixels).all(axis=(1, 2, 3))
 
 
 def _pixels(tower: Tower, variables, codes, known) -> jax.Array:
