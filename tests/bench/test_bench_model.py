@@ -6,10 +6,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from vilau_jax.bench import model
-from vilau_jax.bench.workloads import Sizes
+from vilau_jax.bench.workloads import Bench, Sizes
 from vilau_jax.cli import main
 from vilau_jax.config import VilaUConfig
 
@@ -67,6 +68,28 @@ def test_the_command_writes_a_table_and_json(tmp_path, capsys):
   typed = ["bench", "--preset=tiny", "--only=text", "--rounds=1", "--positions=4", "--json"]
   assert not main.run(typed)
   assert json.loads(capsys.readouterr().out)["rows"][0]["name"] == "text"
+
+
+def test_what_does_not_fit_is_a_row_and_the_rest_is_kept(tmp_path, capsys, monkeypatch):
+  path, messages = tmp_path / "bench.json", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: other"]
+
+  def fails(bench):
+    raise jax.errors.JaxRuntimeError(messages.pop(0))
+
+  monkeypatch.setattr(Bench, "prefill", fails)
+  typed = ["bench", "--preset=tiny", "--only=prefill,text", "--rounds=1", "--positions=4"]
+  assert main.run([*typed, f"--json_file={path}"]) == 1
+  printed = capsys.readouterr()
+  assert "prefill: out of memory" in printed.err and "out of memory" in printed.out
+  first, second = json.loads(path.read_text())["rows"]
+  assert first == {"name": "prefill", "error": "out of memory"} and second["ms"] > 0
+  assert json.loads(path.read_text())["device"].endswith("(cpu, one of 8)")
+  typed[2] = "--only=text,prefill"
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):  # a fault, and not the memory
+    main.run([*typed, f"--json_file={path}"])
+  assert [row["name"] for row in json.loads(path.read_text())["rows"]] == ["text"]
+  assert main.run([*typed, f"--json_file={tmp_path / 'none' / 'a.json'}"]) == 2
+  assert "none/a.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,12 @@ def measure(
   """Runs workloads one after the other; each is called twice to compile, then `rounds` times.
 
   Args:
-    on_row: gets each row as soon as it is measured: big models compile for minutes.
+    on_row: gets the result so far as soon as a row is measured: big models compile for minutes.
 
   Returns:
     {"device", "copy_gb_per_s", "rows": [{"name", "ms", "spread", "unit", "per_s", "ms_per_unit",
-    "first_s", "gb_per_s", "of_copy"}]}: medians, the middle half's width relative to them, seconds
+    "first_s", "gb_per_s", "of_copy"}]}, or {"name", "error"} of a workload that the device has no
+    memory for: medians, the middle half's width relative to them, seconds
     before the first timed call (weights, compiling), and for what is bound by memory the bytes it
     must read a second, also relative to the copy bandwidth.
 
@@ -47,21 +48,23 @@ def measure(
     raise ValueError(f"rounds must be at least 1, got {rounds}")
   for name in only:
     _check(config, name)
-  bandwidth = copy_bandwidth()
-  bench = Bench(config, sizes)
-  rows = []
-  for name in only:
-    rows.append(_row(bench, name, rounds, bandwidth))
-    on_row(rows[-1])
-  device = jax.devices()[0]
-  return {
-    "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
-    "jax": jax.__version__,
-    "config": bench.config.to_dict(),
-    "sizes": vars(sizes),
-    "copy_gb_per_s": bandwidth / 1e9,
-    "rows": rows,
-  }
+  device, others = jax.local_devices()[0], jax.device_count() - 1
+  alone = f", one of {1 + others}" if others else ""
+  with jax.default_device(device):  # a tower would share its pictures among all of them
+    bandwidth = copy_bandwidth()
+    bench = Bench(config, sizes)
+    result: dict[str, Any] = {
+      "device": f"{device.device_kind} ({device.platform}{alone})",
+      "jax": jax.__version__,
+      "config": bench.config.to_dict(),
+      "sizes": vars(sizes),
+      "copy_gb_per_s": bandwidth / 1e9,
+      "rows": [],
+    }
+    for name in only:
+      result["rows"].append(_row_if_it_fits(bench, name, rounds, bandwidth))
+      on_row(result)
+  return result
 
 
 def copy_bandwidth(rounds: int = 5) -> float:
@@ -84,6 +87,15 @@ def seconds(
     jax.block_until_ready(call())
     taken.append(time.perf_counter() - began)
   return taken[2:]
+
+
+def _row_if_it_fits(bench: Bench, name: str, rounds: int, bandwidth: float) -> dict[str, Any]:
+  try:
+    return _row(bench, name, rounds, bandwidth)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return {"name": name, "error": "out of memory"}
 
 
 def _row(bench: Bench, name: str, rounds: int, bandwidth: float) -> dict[str, Any]:

@@ -4,7 +4,8 @@ vilau bench --preset=vilau_7b_256 --set=dtype=bfloat16[,llm.depth=16,depth.width
 vilau bench --model=DIR --only=image,text --batch_size=8
     random weights of that size, medians of --rounds calls: tower encode and decode, prefill, a text
     step, drawing with guidance, a training step; what memory limits is compared with the bandwidth
-    of a copy on the same device. --positions is the room of the cache behind the prompt. Presets
+    of a copy on the same device. One device is measured. What it has no memory for is a row that
+    says so (exit code 1). --positions is the room of the cache behind the prompt. Presets
     are float32, and so is every CPU; released weights and training configs are bfloat16.
 vilau bench --preset=vilau_7b_256 --only=image,speculative --window=8
     a position of drawing beside a pass of speculative drawing, which draws several: it wins where a
@@ -51,6 +52,9 @@ def main(argv: list[str]) -> int:
   for flag in (_BATCH, _PROMPT, _LENGTH, _POSITIONS, _WINDOW, _ROUNDS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
+  if _JSON.value:  # before minutes of work
+    with open(_JSON.value, "a", encoding="utf-8"):
+      pass
   if _CONFIG.value is not None:
     given.only(FLAGS, ("config", "rounds", "json_file", "json"), "--config says what is run")
     return _experiment()
@@ -67,12 +71,11 @@ def main(argv: list[str]) -> int:
   sizes = Sizes(_BATCH.value, _PROMPT.value, _LENGTH.value, _POSITIONS.value, _WINDOW.value)
   only = _ONLY.value or _possible(config)
   result = model.measure(config, sizes, only, _ROUNDS.value, on_row=_say)
-  _write(result)
   if _STDOUT.value:
     print(json.dumps(result))
   else:
     show(result)
-  return 0
+  return 1 if any("error" in row for row in result["rows"]) else 0
 
 
 def _experiment() -> int:
@@ -123,7 +126,12 @@ def overrides(assignments: list[str]) -> dict:
   return tree
 
 
-def _say(row: dict) -> None:
+def _say(result: dict) -> None:
+  _write(result)  # what is measured stays, whatever becomes of the rest
+  row = result["rows"][-1]
+  if "error" in row:
+    print(f"{row['name']}: {row['error']}", file=sys.stderr, flush=True)
+    return
   rate = f"{row['ms_per_unit']:.2f} ms each, {row['per_s']:,.1f} {row['unit']} a second"
   print(f"{row['name']}: {rate}, ready after {row['first_s']:.0f} s", file=sys.stderr, flush=True)
 
@@ -139,6 +147,9 @@ def show(result: dict) -> None:
     "workload", "ms a call", "+-", "a second", "ms each", "GB/s", "of copy", title=title
   )
   for row in result["rows"]:
+    if "error" in row:
+      table.add_row(row["name"], row["error"])
+      continue
     bound = ("-", "-")
     if "gb_per_s" in row:
       bound = (f"{row['gb_per_s']:.1f}", f"{row['of_copy']:.0%}")
