@@ -268,7 +268,7 @@ class VilaU(Seeing):
       temperature, top_p: of the text.
       visual: settings of the pictures (cfg_scale, temperature, top_k, top_p).
       seed: see the class.
-      batch_size: pictures drawn at once.
+      batch_size: rows that draw or write at once.
       cancel: asked after every token and row of the grid; True ends the call.
 
     Returns:
@@ -287,7 +287,8 @@ class VilaU(Seeing):
     rows: list[list[str | np.ndarray]] = [[] for _ in wanted["prompts"]]
     for event in interleaved.stream(**wanted):
       if event.finished:
-        rows[event.row].append(self.runtime.shown(event.segment))
+        part = self.runtime.shown(event.segment)
+        rows[event.row] += [part] if len(part) else []  # a text of spaces is none
       elif cancel is not None and cancel():
         raise image.Cancelled("between two steps")
     return rows

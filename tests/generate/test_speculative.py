@@ -144,7 +144,7 @@ def test_greedy_codes_are_those_of_plain_decoding():
   given, unconditional = prompts(engine)
   wish = sampling.Sampling(temperature=0.0, cfg_scale=2.0)
   plain = image.generate_codes(engine, given, unconditional, wish, [0, 1])
-  for window in (1, 8):
+  for window in (1, 8, 100_000):
     codes, passes = speculative.generate_codes(
       engine, given, unconditional, wish, [0, 1], window=window
     )

@@ -136,6 +136,22 @@ def test_an_answer_in_words_ends_where_the_model_begins_to_draw(tmp_path, capsys
   assert "vilau generate image" in printed.err and "loading" in printed.err
 
 
+def test_texts_are_written_in_pieces_and_empty_ones_are_none(monkeypatch):
+  model, pieces, stream = tiny(), [], text.stream
+
+  def note(engine, prompts, *args, **kwargs):
+    pieces.append(len(prompts))
+    return stream(engine, prompts, *args, **kwargs)
+
+  monkeypatch.setattr(text, "stream", note)
+  how = dict(max_new_tokens=4, temperature=1.0, seed=1)
+  parts = model.generate(["Hello", "Hi", "the sea"], batch_size=2, **how)
+  assert pieces == [2, 1]
+  assert parts == model.generate(["Hello", "Hi", "the sea"], **how)
+  monkeypatch.setattr(model.tokenizer, "decode", lambda ids: "  ")
+  assert model.generate(["Hello"], **how) == [[]]
+
+
 def test_previews_of_few_depths_are_coarser():
   seen = []
   final = tiny().generate_images("a dog", on_progress=seen.append)
@@ -177,7 +193,7 @@ def test_the_system_prompt_is_read_once_and_changes_nothing():
 
 def test_a_prompt_of_many_rows_is_read_once():
   engine = tiny().runtime.engine
-  a, b, u = tiny().runtime.prompts(["a dog", "the sea", "nothing"])
+  a, b, u, twin = tiny().runtime.prompts(["a dog", "the sea", "nothing", "a dog"])
   rows = []
   original = engine.start
   engine.start = lambda batch, *a, **k: (
@@ -185,7 +201,7 @@ def test_a_prompt_of_many_rows_is_read_once():
   )
   try:
     shared = start.begin(engine, [a, b, u, u], 8)
-    again = start.begin(engine, [a, a, a, a, u, u, u, u], 8)
+    again = start.begin(engine, [a, twin, a, a, u, u, u, u], 8)
   finally:
     engine.start = original
   assert rows[-2:] == [3, 2]

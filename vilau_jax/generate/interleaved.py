@@ -57,7 +57,7 @@ class Rules:
     max_new_tokens: of a row, in all its texts together.
     max_visuals: images and videos of a row.
     video_frames: frames of a video.
-    batch_size: rows that draw at once.
+    batch_size: rows that draw or write at once.
   """
 
   text_wish: sampling.Sampling
@@ -112,8 +112,9 @@ def stream(
       full = len(row.prompt.tokens) >= engine.context or not row.tokens_left
       row.kind = None if full and row.kind == "text" else row.kind
     writing = [row for row in rows if row.kind == "text"]
-    if writing:
-      yield from _write(engine, writing, rules.text_wish, text.ends(tokenizer))
+    for start in range(0, len(writing), rules.batch_size):
+      here = writing[start : start + rules.batch_size]
+      yield from _write(engine, here, rules.text_wish, text.ends(tokenizer))
     for row in writing:
       row.kind = starts.get(int(row.prompt.tokens[-1]))
     for kind, count in frames.items():

@@ -101,7 +101,7 @@ def stream_codes(
   """Draws as image.stream_codes does, and from the same distribution, whatever `wish` makes it.
 
   Args:
-    window: W, drafted positions a pass.
+    window: W, drafted positions a pass; at most those of an output.
     given: not supported; must be None.
     engine, prompts, unconditional, wish, seeds, frames, batch_size, paint: as there.
 
@@ -122,6 +122,7 @@ def stream_codes(
     if wanted:
       raise ValueError(f"speculative drawing does not support {what}; leave it out")
   total, n = frames * engine.config.tower.image_tokens, len(prompts)
+  window = min(window, total)  # more are never kept, and would take memory
   lengths = [len(p.tokens) for p in prompts]
   check_context([*lengths, len(unconditional.tokens)], total - 1, engine.context)
   for start in range(0, n, batch_size):

@@ -20,20 +20,26 @@ def begin(engine: Engine, prompts: List[Sequence], room: int) -> State:
 
   Args:
     engine: the model.
-    prompts: B sequences; one object that stands there several times is read once.
+    prompts: B sequences; one that stands there several times is read once.
     room: columns.
 
   Returns:
     The state of B rows, in the order of the prompts.
   """
-  place: dict[int, int] = {}
-  order = [place.setdefault(id(prompt), len(place)) for prompt in prompts]
-  distinct = list({id(prompt): prompt for prompt in prompts}.values())
+  place: dict[tuple[bytes, ...], int] = {}
+  keys = [_content(prompt) for prompt in prompts]
+  order = [place.setdefault(key, len(place)) for key in keys]
+  distinct = list(dict(zip(keys, prompts)).values())
   distinct += [distinct[-1]] * (_rows(len(distinct), engine.ways) - len(distinct))
   prefix = _shared(engine, distinct)
   skip = prefix[0][0].shape[2] if prefix else 0
   take = None if order == list(range(len(distinct))) else np.asarray(order, np.int32)
   return engine.start(left_pad(distinct, engine.depth, skip), room, prefix, take)
+
+
+def _content(prompt: Sequence) -> tuple[bytes, ...]:
+  parts = (prompt.tokens, prompt.visual_position, prompt.codes)
+  return tuple(np.ascontiguousarray(part, np.int32).tobytes() for part in parts)
 
 
 def _rows(count: int, ways: int) -> int:
