@@ -15,6 +15,7 @@ import pytest
 import vilau_jax
 from vilau_jax.cli import main
 from vilau_jax.cli.interrupts import Interrupts
+from vilau_jax.generate.gallery import Gallery
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +55,52 @@ def test_files_are_made_again_bit_for_bit(model, tmp_path, capsys):
   assert "000001.png -> 000001.png: DIFFERS" in capsys.readouterr().out
 
 
+def test_what_is_drawn_of_pictures_is_made_again(model, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  PIL.Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)).save("first.png")
+  lines = [{"prompt": [{"image": "first.png"}, "in winter"]}, {"prompt": "a dog"}]
+  (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert vilau("batch", f"--model={model}", "--prompts=p.jsonl", f"--output={tmp_path}/out") == 0
+  (tmp_path / "away").mkdir()
+  monkeypatch.chdir("away")
+  typed = [f"--from_metadata={tmp_path}/out/results.jsonl", f"--model={model}", "--output=again"]
+  assert vilau(*typed) == 0
+  assert "2 of 2 are the same" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   ("content", "words"),
   [
     ("{", "not readable JSON"),
     ("[]", "not a list of generated files"),
-    ('[{"file": "a.png"}]', "entry 0 lacks kind, prompt, seed, settings, model_id"),
+    (
+      '[{"file": "a.png"}]',
+      "entry 0 cannot be made again: it lacks kind, prompt, seed, settings, mo",
+    ),
+    ("[3]", "it lacks file"),
+    (dict(kind="song"), "kind must be"),
+    (dict(settings=None), "settings must be an object of cfg_scale"),
+    (dict(settings={"topk": 3}), "settings must be an object of cfg_scale"),
+    (dict(settings={"temperature": None}), "temperature must be a number, got None"),
+    (dict(settings={"top_k": 2.5}), "top_k must be an integer"),
+    (dict(settings={"speculative": "8"}), "speculative must be an integer"),
+    (dict(seed="0"), "seed must be an integer"),
+    (dict(seed=-1), "2**32 - 1"),
+    (dict(kind="video"), "lacks num_frames"),
+    (dict(kind="video", num_frames=1.5), "num_frames must be an integer"),
+    (dict(kind="video", num_frames=2, fps="8"), "frames a second, got '8'"),
+    (dict(model=3), "model must be a text"),
+    (dict(prompt=[{"image": "missing.png"}, "in winter"]), "missing.png, which its prompt shows"),
+    (dict(prompt=3), "a prompt is a text or a list of parts"),
     (None, "no metadata at"),
-    ("other", "was made by model 0123"),
+    (dict(), "was made by model 0123"),
   ],
 )
 def test_broken_metadata_is_explained(model, tmp_path, capsys, content, words):
   path = tmp_path / "metadata.json"
-  if content == "other":
-    content = json.dumps([dict(file="a.png", kind="image", prompt="a", seed=0, settings={},
-                               model_id="0123")])  # fmt: skip
+  if isinstance(content, dict):
+    entry = dict(file="a.png", kind="image", prompt="a", seed=0, settings={}, model_id="0123")
+    content = json.dumps([entry | content])
   if content is not None:
     path.write_text(content)
   typed = [f"--from_metadata={path}", f"--output={tmp_path / 'out'}", f"--model={model}"]
@@ -148,6 +180,27 @@ def test_an_interrupted_batch_goes_on(model, tmp_path, capsys):
   assert "80 made" not in capsys.readouterr().out
   whole = (out / "results.jsonl").read_text()
   assert whole.startswith(kept) and len(whole.splitlines()) == 80
+
+
+def test_what_is_drawn_is_kept_and_a_command_that_is_done_is_not_interrupted(
+  model, tmp_path, monkeypatch
+):
+  add, told = Gallery.add, []
+
+  def interrupted(self, *args, **kwargs):
+    if self.directory not in told:  # while the first of a batch is written
+      told.append(self.directory)
+      os.kill(os.getpid(), signal.SIGINT)
+    return add(self, *args, **kwargs)
+
+  monkeypatch.setattr(Gallery, "add", interrupted)
+  out, again = tmp_path / "out", tmp_path / "again"
+  typed = ["image", f"--model={model}", f"--output={out}", "--prompt=a dog", "--num=2"]
+  assert vilau(*typed) == 0
+  assert vilau(f"--from_metadata={out / 'metadata.json'}", f"--output={again}") == 0
+  assert told == [out, again]
+  for folder in told:
+    assert len(json.loads((folder / "metadata.json").read_text())) == 2
 
 
 def test_a_second_interrupt_does_not_wait():

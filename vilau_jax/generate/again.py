@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 
 from vilau_jax import jsons
+from vilau_jax.data import media
+from vilau_jax.generate.contents import Image, Video
+from vilau_jax.generate.orders import conversation
+from vilau_jax.generate.runtime import positive
+from vilau_jax.generate.sampling import Sampling, output_seeds, whole
 
 KEYS = ("file", "kind", "prompt", "seed", "settings", "model_id")
 
@@ -18,7 +23,7 @@ def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The entries of a metadata.json or a results.jsonl.
 
   Raises:
-    ValueError: if it is no such file, or an entry lacks something.
+    ValueError: if it is no such file, or an entry lacks something or holds what cannot be.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -34,11 +39,37 @@ def read_entries(path: str | os.PathLike) -> list[dict[str, Any]]:
   if not isinstance(entries, list) or not entries:
     raise ValueError(f"{path} is not a list of generated files")
   for i, entry in enumerate(entries):
-    missing = [key for key in KEYS if not isinstance(entry, dict) or key not in entry]
-    if missing or not isinstance(entry["prompt"], str):
-      lacking = f"lacks {', '.join(missing)}" if missing else "has pictures in its prompt"
-      raise ValueError(f"{path}, entry {i} {lacking}, so it cannot be made again")
+    try:
+      _check(entry)
+    except ValueError as error:
+      raise ValueError(f"{path}, entry {i} cannot be made again: {error}") from error
   return entries
+
+
+def _check(entry: Any) -> None:
+  keys = (*KEYS, "num_frames") if isinstance(entry, dict) and entry.get("kind") == "video" else KEYS
+  missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+  if missing:
+    raise ValueError(f"it lacks {', '.join(missing)}")
+  if entry["kind"] not in ("image", "video"):
+    raise ValueError(f'its kind must be "image" or "video", got {entry["kind"]!r:.200}')
+  for key in ("file", "model_id", "model", "first_frame"):
+    if not isinstance(entry.get(key, ""), str):
+      raise ValueError(f"{key} must be a text, got {entry[key]!r:.200}")
+  parts = conversation(entry["prompt"], pathlib.Path())
+  for part in [] if isinstance(parts, str) else parts:
+    if isinstance(part, Image | Video) and not os.path.exists(part.source):
+      raise ValueError(f"{part.source}, which its prompt shows, is not there")
+  settings = entry["settings"]
+  known = {field.name for field in dataclasses.fields(Sampling)} | {"speculative"}
+  if not isinstance(settings, dict) or not settings.keys() <= known:
+    raise ValueError(f"settings must be an object of {', '.join(sorted(known))}")
+  Sampling(**{key: value for key, value in settings.items() if key != "speculative"})
+  whole("speculative", settings.get("speculative", 0))
+  output_seeds(entry["seed"], 1)
+  if entry["kind"] == "video":
+    positive("num_frames", entry["num_frames"])
+    media.check_fps(entry.get("fps", 8))
 
 
 def made_by(model, prompt: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +129,7 @@ def _draw(model, entries: list[dict[str, Any]], on_progress) -> np.ndarray:
     on_progress=on_progress,
     **first["settings"],
   )
-  prompts = [entry["prompt"] for entry in entries]
+  prompts = [conversation(entry["prompt"], pathlib.Path()) for entry in entries]
   if first["kind"] == "image":
     return model.generate_images(prompts, **common)
   given = first.get("first_frame")

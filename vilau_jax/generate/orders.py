@@ -124,27 +124,38 @@ class PromptFile:
         if seed is not None and not 0 <= seed < 2**32:
           raise ValueError(f"seeds are integers from 0 to 2**32 - 1, got {seed}")
         record = record.get("prompt")
-      return Order(number, line, name, self._prompt(record), seed)
+      return Order(number, line, name, conversation(record, self.path.parent), seed)
     except ValueError as error:
       return Order(number, line, name, reason=str(error))
 
-  def _prompt(self, given: Any) -> Conversation:
-    parts = [given] if isinstance(given, str) else given
-    if not isinstance(parts, list):
-      raise ValueError(f"a prompt is a text or a list of parts, got {type(given).__name__}")
-    parts = [self._part(part) for part in parts]
-    if not any(part.strip() if isinstance(part, str) else True for part in parts):
-      raise ValueError("the prompt is empty")
-    return parts[0] if isinstance(given, str) else parts
 
-  def _part(self, part: Any) -> str | Image | Video:
-    if isinstance(part, str):
-      return part
-    if isinstance(part, dict) and len(part) == 1:
-      (kind, file), *_ = part.items()
-      if kind in ("image", "video") and isinstance(file, str):
-        return (Image if kind == "image" else Video)(self.path.parent / file)
-    raise ValueError(f'a part is a text, {{"image": FILE}} or {{"video": FILE}}, got {part!r:.200}')
+def conversation(given: Any, folder: pathlib.Path) -> Conversation:
+  """What JSON says of a prompt: a text, or a list of texts, {"image": FILE} and {"video": FILE}.
+
+  Args:
+    given: the value.
+    folder: where files are that have no absolute path.
+
+  Raises:
+    ValueError: for anything else, or an empty prompt.
+  """
+  parts = [given] if isinstance(given, str) else given
+  if not isinstance(parts, list):
+    raise ValueError(f"a prompt is a text or a list of parts, got {type(given).__name__}")
+  parts = [_part(part, folder) for part in parts]
+  if not any(part.strip() if isinstance(part, str) else True for part in parts):
+    raise ValueError("the prompt is empty")
+  return parts[0] if isinstance(given, str) else parts
+
+
+def _part(part: Any, folder: pathlib.Path) -> str | Image | Video:
+  if isinstance(part, str):
+    return part
+  if isinstance(part, dict) and len(part) == 1:
+    (kind, file), *_ = part.items()
+    if kind in ("image", "video") and isinstance(file, str):
+      return (Image if kind == "image" else Video)(folder / file)
+  raise ValueError(f'a part is a text, {{"image": FILE}} or {{"video": FILE}}, got {part!r:.200}')
 
 
 def _default(number: int) -> str:
