@@ -162,11 +162,15 @@ def test_frames_are_spread_evenly():
   assert media.frame_indices(6, 3) == [0, 2, 5]  # 2.5 rounds half to even
 
 
-def test_video_files_and_folders(tmp_path):
+def test_video_files_and_folders(tmp_path, monkeypatch):
   frames = np.zeros((9, 15, 15, 3), np.uint8)
   for i in range(9):
     frames[i] = 25 * i
   path = media.write_video(frames, tmp_path / "out" / "a.mp4", fps=4)
+  with monkeypatch.context() as patch:  # never another codec in silence
+    patch.setattr("av.codecs_available", {"mpeg4"})
+    with pytest.raises(ValueError, match=r"cannot write H\.264"):
+      media.write_video(frames, tmp_path / "b.mp4")
   got = media.read_video(path, 3)
   assert [round(np.asarray(f).mean() / 25) for f in got] == [0, 4, 8]
   for i, frame in enumerate(frames):

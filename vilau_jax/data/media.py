@@ -2,6 +2,7 @@
 
 import fractions
 import io
+import numbers
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -240,14 +241,18 @@ def read_clip(
 
 
 def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> pathlib.Path:
-  """Writes uint8 [F,S,S,3] as MP4 (H.264 where this PyAV has it, else MPEG-4).
+  """Writes uint8 [F,S,S,3] as MP4 (H.264, which every player and browser has).
 
   An odd side is extended by its last row or column, because the codecs need even ones.
 
   Raises:
-    ValueError: for another shape or type, or a rate below 0.01 or above 1000.
+    ValueError: for another shape or type, a rate below 0.01 or above 1000, or a PyAV that cannot
+      write H.264.
   """
   import av
+
+  if "libx264" not in av.codecs_available:
+    raise ValueError("this PyAV cannot write H.264 (it was built without libx264): pip install av")
 
   frames = np.asarray(frames)
   check_fps(fps)
@@ -256,15 +261,11 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
   path = _prepared(path)
   height, width = frames.shape[1:3]
   frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-  codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
   with shards.replacing(path) as temporary, av.open(temporary, "w", format="mp4") as container:
-    stream = container.add_stream(codec, rate=fractions.Fraction(fps).limit_denominator(1001))
+    stream = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
-    if codec == "libx264":
-      stream.options = {"crf": "12"}
-    else:
-      stream.bit_rate = 4_000_000
+    stream.options = {"crf": "12"}
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     container.mux(stream.encode(None))
@@ -273,8 +274,9 @@ def write_video(frames: np.ndarray, path: str | os.PathLike, fps: float = 8) -> 
 
 def check_fps(fps: float) -> None:
   """Raises ValueError unless a video can have this rate."""
-  if not 0.01 <= fps <= 1000:
-    raise ValueError(f"a video has 0.01 to 1000 frames a second, got {fps}")
+  number = isinstance(fps, numbers.Real) and not isinstance(fps, bool)
+  if not number or not 0.01 <= fps <= 1000:
+    raise ValueError(f"a video has 0.01 to 1000 frames a second, got {fps!r:.200}")
 
 
 def write_gif(frames: np.ndarray, path: str | os.PathLike, fps: float = 4) -> pathlib.Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vilau_jax import paths
 from vilau_jax.data import media
 
 METADATA = "metadata.json"
@@ -20,6 +21,11 @@ def writable(directory: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: if nothing can be written there.
   """
+  if paths.is_remote(directory):
+    raise ValueError(
+      f"{directory} is in an object store, and drawings are written to a folder of this machine: "
+      "give one, and copy it when they are done"
+    )
   path = pathlib.Path(directory)
   probe = path / f".{os.getpid()}"
   try:
