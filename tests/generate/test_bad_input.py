@@ -88,15 +88,46 @@ def test_bad_input_is_one_line(model, files, tmp_path, capsys, typed, words):
 @pytest.mark.parametrize(
   ("typed", "words"),
   [
+    ("generate image --prompt=a --top_p=2", "top_p must be above 0 and at most 1"),
+    ("generate image --prompt=a --temperature=1e-9", "temperature must be at least 0"),
+    ("generate image --prompt=a --cfg_scale=1e39", "cfg_scale must be at least 0"),
+    ("generate image --prompt=a --seed=-1", "--seed=-1 is no seed for 1 output(s)"),
+    ("generate image --prompt=a --seed=4294967295 --num=2", "is no seed for 2 output(s)"),
+    ("generate video --prompt=a --num_frames=0", "--num_frames must be at least 1"),
+    ("generate batch --prompts={prompts_txt} --top_k=0", "top_k must be at least 1"),
+    ("generate batch --prompts={prompts_txt} --num=2 --seed=4294967295", "no seed for 2 output(s)"),
+    ("generate batch --prompts={prompts_txt} --kind=video --num_frames=0", "at least 1"),
+    ("generate batch --prompts=nothing.txt", "no file of prompts at nothing.txt"),
+    ("generate batch --prompts={prompts_txt} --output=gs://bucket/out", "is in an object store"),
+    ("generate image --prompt=a --output=gs://bucket/out", "is in an object store"),
+    ("reconstruct --image={good_png} --output=s3://bucket/out", "is in an object store"),
+  ],
+)
+def test_what_needs_no_model_is_refused_before_it_is_loaded(
+  files, tmp_path, capsys, monkeypatch, typed, words
+):
+  monkeypatch.chdir(tmp_path)
+  typed = [part.format(**files) for part in typed.split()]
+  output = [] if any(part.startswith("--output") for part in typed) else ["--output=out"]
+  assert main.run([*typed, "--model=nowhere", *output]) == 2
+  printed = capsys.readouterr()
+  assert words in printed.err and "loading" not in printed.out
+  assert not list(tmp_path.glob("*:"))
+
+
+@pytest.mark.parametrize(
+  ("typed", "words"),
+  [
     (["--video={bad_mp4}", "What?"], "bad.mp4"),
     (["sea " * 2000], "context is 1024"),
     (["--top_p=0", "--temperature=1", "What?"], "top_p must be above 0"),
+    (["--seed=-1", "What?"], "--seed=-1 is no seed"),
   ],
 )
 def test_bad_questions_are_one_line(model, files, capsys, typed, words):
   assert main.run(["chat", f"--model={model}", *[part.format(**files) for part in typed]]) == 2
-  said = capsys.readouterr().err
-  assert words in said and said.count("\n") == 1
+  said = [line for line in capsys.readouterr().err.splitlines() if line != f"loading {model}"]
+  assert words in said[0] and len(said) == 1
 
 
 def test_a_video_file_of_one_frame_is_seen(model, files, capsys):

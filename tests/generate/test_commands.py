@@ -1,7 +1,10 @@
 """generate, chat, reconstruct, tokenize and describe as typed, on the tiny model."""
 
 import json
+import os
+import signal
 
+import av
 import golden_model
 import numpy as np
 import PIL.Image
@@ -71,6 +74,8 @@ def test_generate_video_writes_mp4(model, tmp_path):
   assert vilau("generate", "video", f"--model={model}", "--prompt=a dog", f"--output={out}") == 0
   entry = json.loads((out / "metadata.json").read_text())[0]
   assert entry["file"] == "000000.mp4" and entry["num_frames"] == 2
+  with av.open(str(out / "000000.mp4")) as container:
+    assert container.streams.video[0].codec_context.name == "h264"
   assert (out / "000000.mp4").stat().st_size > 0
 
 
@@ -109,6 +114,20 @@ def test_chat_answers_once(model, tmp_path, capsys):
   printed = capsys.readouterr().out.strip()
   talk = [vilau_jax.Image(image), "What is it?"]
   assert printed == vilau_jax.load(model).generate_text([talk], max_new_tokens=6)[0]
+
+
+def test_chat_ends_between_two_words_when_interrupted(model, capsys, monkeypatch):
+  def stream(*args, **kwargs):
+    yield "one"
+    os.kill(os.getpid(), signal.SIGINT)
+    yield " two"
+    yield " three"
+
+  monkeypatch.setattr(vilau_jax.VilaU, "stream_text", stream)
+  assert vilau("chat", f"--model={model}", "What?") == 130
+  printed = capsys.readouterr()
+  assert printed.out.strip() == "one two" and "Traceback" not in printed.err
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_chat_talks_until_an_empty_line(model, capsys, monkeypatch):

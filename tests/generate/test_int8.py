@@ -1,16 +1,21 @@
 """Quantised decoding: half the bytes of bfloat16, and logits that stay close."""
 
 import functools
+import sys
+import types
 
 import golden_lm
 import golden_model
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import qwix
 
-from vilau_jax import api
+from vilau_jax import api, demo
+from vilau_jax.cli import main
+from vilau_jax.evaluate import runner
 from vilau_jax.generate import int8
 from vilau_jax.generate.engine import Engine
 from vilau_jax.layers.product import natural, product
@@ -99,3 +104,48 @@ def test_a_quantised_model_draws_and_is_not_saved(tmp_path):
     model.save(tmp_path / "model")
   with pytest.raises(ValueError, match="quantize must be None or one of"):
     api.VilaU.from_loaded(golden_model.tiny(), quantize="int4")
+
+
+def test_every_command_takes_int8_and_shares_a_model_among_devices(tmp_path, capsys, monkeypatch):
+  whole = api.VilaU.from_loaded(golden_model.tiny())
+  whole.save(tmp_path / "model")
+  load = f"--model={tmp_path / 'model'}"
+  small = api.VilaU.from_loaded(golden_model.tiny(), quantize="int8")
+
+  assert main.run(["chat", load, "--int8", "--max_new_tokens=8", "Hello"]) == 0
+  said = capsys.readouterr().out.strip()
+  assert said == small.generate_text(["Hello"], max_new_tokens=8)[0]
+  assert main.run(["chat", load, "--tensor=2", "--max_new_tokens=8", "Hello"]) == 0
+  assert capsys.readouterr().out.strip() == whole.generate_text(["Hello"], max_new_tokens=8)[0]
+
+  (tmp_path / "prompts.txt").write_text("a dog\n")
+  typed = ["generate", "batch", load, f"--prompts={tmp_path / 'prompts.txt'}", "--int8"]
+  assert main.run([*typed, f"--output={tmp_path / 'out'}"]) == 0
+  drawn = np.asarray(PIL.Image.open(tmp_path / "out" / "000000.png"))
+  np.testing.assert_array_equal(drawn, small.generate_images("a dog")[0])
+  again = ["generate", load, f"--from_metadata={tmp_path / 'out' / 'results.jsonl'}"]
+  assert main.run([*again, f"--output={tmp_path / 'again'}"]) == 0
+  assert "1 of 1 are the same" in capsys.readouterr().out
+
+  shared = ["generate", "image", load, "--prompt=a dog", f"--output={tmp_path / 'shared'}"]
+  assert main.run([*shared, "--tensor=2"]) == 0
+  drawn = np.asarray(PIL.Image.open(tmp_path / "shared" / "000000.png"))
+  np.testing.assert_array_equal(drawn, whole.generate_images("a dog")[0])
+  assert main.run([*shared, "--tensor=2", "--speculative=2"]) == 2
+  assert "--speculative and --tensor do not go together" in capsys.readouterr().err
+  assert main.run([*shared, "--tensor=9"]) == 2
+  assert "needs 9 devices" in capsys.readouterr().err
+
+  served = []
+  monkeypatch.setattr(
+    runner, "run", lambda name, **how: served.append(how["model"].runtime) or {"predicted": 0}
+  )
+  assert main.run(["evaluate", "pope", load, "--data=pope", "--output=out", "--int8"]) == 0
+  assert served[0].engine.quantized == "int8" and served[0].engine.mesh is None
+
+  page = types.SimpleNamespace(serve=lambda studio, **how: served.append(studio.model.runtime))
+  monkeypatch.setitem(sys.modules, "vilau_jax.demo.page", page)  # whose gradio may not be here
+  monkeypatch.setattr(demo, "page", page, raising=False)
+  monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace(__spec__=page))
+  assert main.run(["demo", load, "--int8", "--tensor=2"]) == 0
+  assert served[1].engine.quantized == "int8" and served[1].engine.mesh.shape["tensor"] == 2

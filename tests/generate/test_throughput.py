@@ -4,6 +4,7 @@ processes; broken records are named and the others go on."""
 import functools
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -251,6 +252,32 @@ def test_the_command(model, prompts, tmp_path, capsys):
   ):
     assert vilau(*typed, f"--output={tmp_path / 'new'}", *extra) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_that_join_share_the_prompts(model, prompts, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  typed = [
+    sys.executable, "-m", "vilau_jax.cli.main", "generate", "batch", f"--model={model}",
+    f"--prompts={prompts}", f"--output={tmp_path / 'out'}", "--batch_size=2",
+  ]  # fmt: skip
+  processes = [
+    subprocess.Popen([*typed, f"--distributed={address},{i},2"], stdout=subprocess.PIPE, text=True)
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=600)[0].splitlines()[-1] for process in processes]
+  assert [process.returncode for process in processes] == [1, 0], said
+  made = [
+    f"{tmp_path / 'out'}: {n} made" for n in (2, 3)
+  ]  # the broken lines are those of the first
+  assert all(line.startswith(words) for line, words in zip(said, made)), said
+  for i in range(2):
+    assert (tmp_path / "out" / f"results-0000{i}-of-00002.jsonl").exists()
+  run(prompts, tmp_path / "one")
+  assert len(files(tmp_path / "out")) == len(files(tmp_path / "one")) == 5
+  assert vilau(*typed[3:], "--distributed=auto", "--process_index=0", "--process_count=2") == 2
 
 
 @pytest.mark.nightly

@@ -13,7 +13,9 @@ import sys
 
 from absl import flags
 
+from vilau_jax.cli import given
 from vilau_jax.cli.interrupts import Interrupts
+from vilau_jax.cli.loading import Loading
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -35,6 +37,7 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among this share", flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "same seed, same answer", flag_values=FLAGS)
+_LOADING = Loading(FLAGS)
 
 
 def main(argv: list[str]) -> int:
@@ -44,13 +47,14 @@ def main(argv: list[str]) -> int:
     raise ValueError("the question is empty")
   if not _MODEL.value:
     raise ValueError("--model=DIR is missing; see vilau chat --help")
+  given.can_be_drawn({"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}, _SEED.value, 1)
   from vilau_jax import api  # flags first: jax takes seconds
   from vilau_jax.cli.compile_cache import use_compile_cache
 
   use_compile_cache()
   shown = [*map(api.Image, _IMAGE.value), *map(api.Video, _VIDEO.value)]
   print(f"loading {_MODEL.value}", file=sys.stderr, flush=True)  # answers alone go to stdout
-  model = api.load(_MODEL.value)
+  model = api.load(_MODEL.value, **_LOADING.arguments())
   if argv:
     answer(model, [{"role": "user", "content": [*shown, argv[0]]}])
   else:

@@ -10,6 +10,8 @@ import importlib.util
 
 from absl import flags
 
+from vilau_jax.cli.loading import Loading
+
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
   "model", None, "model directory, training workdir or VILA-U release (required)", flag_values=FLAGS
@@ -30,6 +32,7 @@ _OUTPUTS = flags.DEFINE_integer(
 _QUEUE = flags.DEFINE_integer(
   "max_waiting", 20, "visitors in the queue", lower_bound=1, flag_values=FLAGS
 )
+_LOADING = Loading(FLAGS)
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> int:
   use_compile_cache()
   limits = Limits(megabytes=_MEGABYTES.value, megapixels=_MEGAPIXELS.value, outputs=_OUTPUTS.value)
   print(f"loading {_MODEL.value}", flush=True)
-  studio = Studio(api.load(_MODEL.value), limits)
+  studio = Studio(api.load(_MODEL.value, **_LOADING.arguments()), limits)
   try:
     page.serve(studio, host=_HOST.value, port=_PORT.value, waiting=_QUEUE.value)
   except OSError as error:

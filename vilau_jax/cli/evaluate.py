@@ -70,6 +70,12 @@ _SMOKE = flags.DEFINE_bool(
 _SHARED = flags.DEFINE_bool(
   "all_devices", False, "share each batch among the devices of this process", flag_values=FLAGS
 )
+_INT8 = flags.DEFINE_bool(
+  "int8",
+  False,
+  "weights in eight bits, on one device or, with --all_devices, on all",
+  flag_values=FLAGS,
+)
 # The flags below are fields of Options under the same names.
 _OPTIONS = (
   _text("protocol", "whose rules; every task has its own default"),
@@ -169,14 +175,15 @@ def benchmark(name: str) -> int:
 
 
 def _model():
-  """The model's directory, or the model on all devices."""
-  if not (_SHARED.value and _MODEL.value):
+  """The model's directory, or the model on all devices or in eight bits."""
+  if not ((_SHARED.value or _INT8.value) and _MODEL.value):
     return _MODEL.value
   import jax
 
   from vilau_jax import api, sharding
 
-  return api.load(_MODEL.value, sharding.make_mesh(devices=jax.local_devices()))
+  mesh = sharding.make_mesh(devices=jax.local_devices()) if _SHARED.value else None
+  return api.load(_MODEL.value, mesh, "int8" if _INT8.value else None)
 
 
 def report() -> int:

@@ -11,8 +11,8 @@ vilau generate video --model=DIR --prompt=.. --first_frame=fox.png --output=out
 vilau generate image --model=DIR --prompt=.. --output=out --speculative=8
     drafts 8 positions a pass and keeps those that the model would have drawn. Pictures are as
     likely as without it, but the picture of a seed is another; which is faster depends on the model
-    and the machine, and the last line says how many positions a pass there were. Not with --int8
-    or --first_frame.
+    and the machine, and the last line says how many positions a pass there were. Not with --int8,
+    --tensor or --first_frame.
 vilau generate --from_metadata=out/metadata.json --output=again [--model=DIR]
     makes the files of a metadata.json or results.jsonl again, and says whether they are the same
     bit for bit (exit code 1 if not)
@@ -25,6 +25,7 @@ import pathlib
 from absl import flags
 
 from vilau_jax.cli import given
+from vilau_jax.cli.loading import Loading
 from vilau_jax.data import media
 
 FLAGS = flags.FlagValues()
@@ -58,16 +59,14 @@ _FIRST = flags.DEFINE_string(
 _AGAIN = flags.DEFINE_string(
   "from_metadata", None, "make the files of this metadata.json again", flag_values=FLAGS
 )
-_INT8 = flags.DEFINE_bool(
-  "int8", False, "weights in eight bits, for small devices", flag_values=FLAGS
-)
+_LOADING = Loading(FLAGS)
 _SPECULATIVE = flags.DEFINE_integer(
   "speculative", 0, "drafted positions a pass, 0 draws one after the other", flag_values=FLAGS
 )
 _COLUMNS = flags.DEFINE_integer("columns", 8, "pictures a row of grid.png", flag_values=FLAGS)
 
 
-_WITH_METADATA = ("from_metadata", "output", "model", "batch_size")
+_WITH_METADATA = ("from_metadata", "output", "model", "batch_size", "tensor")
 _KEPT = ("prompt", "seed", "settings", "model_id", "quantize")  # of an entry that is made again
 
 
@@ -83,15 +82,20 @@ def main(argv: list[str]) -> int:
   media.check_fps(_FPS.value)
   if _SPECULATIVE.value < 0:
     raise ValueError(f"--speculative must be at least 0, got {_SPECULATIVE.value}")
-  if _SPECULATIVE.value and (_INT8.value or _FIRST.value):
-    other = "--int8" if _INT8.value else "--first_frame"
-    raise ValueError(f"--speculative and {other} do not go together")
+  others = {"int8": _LOADING.quantize, "first_frame": _FIRST.value, "tensor": _LOADING.tensor > 1}
+  for other, there in others.items():
+    if _SPECULATIVE.value and there:
+      raise ValueError(f"--speculative and --{other} do not go together")
+  if _FRAMES.value is not None and _FRAMES.value < 1:
+    raise ValueError(f"--num_frames must be at least 1, got {_FRAMES.value}")
   if _AGAIN.value:
     given.only(FLAGS, _WITH_METADATA, "--from_metadata takes everything else from the file")
     return again()
   if argv == ["image"]:
     given.none(FLAGS, ("num_frames", "fps", "first_frame"), "they are for videos")
-  return draw(argv[0], _prompts())
+  prompts = _prompts()
+  given.can_be_drawn(_settings(), _SEED.value, len(prompts) * _NUM.value)
+  return draw(argv[0], prompts)
 
 
 def draw(kind: str, prompts: list[str]) -> int:
@@ -100,7 +104,7 @@ def draw(kind: str, prompts: list[str]) -> int:
   from vilau_jax.generate.gallery import Gallery
 
   gallery, watch = Gallery(_OUTPUT.value), Watch()
-  model = watch.load(_MODEL.value, quantize="int8" if _INT8.value else None)
+  model = watch.load(_MODEL.value, **_LOADING.arguments())
   frames = 1 if kind == "image" else model.runtime.check_frames(_FRAMES.value)
   model.runtime.drawing(prompts, 1, kind, 0, frames=frames)  # all fit, or none is drawn
   tasks = list(enumerate((prompt for prompt in prompts for _ in range(_NUM.value)), _SEED.value))
@@ -129,7 +133,8 @@ def again() -> int:
   if not (_MODEL.value or entries[0].get("model")):
     raise ValueError(f"{_AGAIN.value} does not say where its model is; give --model=DIR")
   gallery, watch = Gallery(_OUTPUT.value), Watch()
-  model = watch.load(_MODEL.value or entries[0]["model"], quantize=quantization(entries))
+  how = _LOADING.arguments() | {"quantize": quantization(entries)}
+  model = watch.load(_MODEL.value or entries[0]["model"], **how)
   where, found = {"model": os.fspath(paths.absolute(model.path))}, {}
   with watch.drawing(len(entries)):
     for batch in draw_again(model, entries, _BATCH.value, watch.seen):
@@ -159,10 +164,13 @@ def _prompts() -> list[str]:
   return prompts
 
 
-def _given() -> dict[str, float]:
+def _settings() -> dict[str, float]:
   flags_ = (_CFG, _TEMPERATURE, _TOP_K, _TOP_P)
-  given = {flag.name: flag.value for flag in flags_ if flag.value is not None}
-  return given | ({"speculative": _SPECULATIVE.value} if _SPECULATIVE.value else {})
+  return {flag.name: flag.value for flag in flags_ if flag.value is not None}
+
+
+def _given() -> dict[str, float]:
+  return _settings() | ({"speculative": _SPECULATIVE.value} if _SPECULATIVE.value else {})
 
 
 def _made_by(model, prompt: str, seed: int) -> dict:

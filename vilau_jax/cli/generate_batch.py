@@ -7,14 +7,16 @@ vilau generate batch --model=DIR --prompts=FILE --output=DIR [--kind=image|video
     results.jsonl, which says what made each; a record that cannot be taken goes to rejects.jsonl,
     the others go on (exit code 1). Killed or interrupted, the same command goes on and gives the
     same files. Output i has seed --seed + i.
-    All devices of this process share the outputs; --tensor=4 lets four share the model. On several
-    hosts each process takes its part; --process_index and --process_count do the same without
-    jax.distributed, on a disk that all can write.
+    All devices of this process share the outputs; --tensor=4 lets four share the model, --int8
+    halves its weights. Several hosts that write to one disk share the prompts: start the command on
+    each with --distributed (as of vilau train), or, if they cannot reach each other, with
+    --process_index and --process_count.
 """
 
 from absl import flags
 
 from vilau_jax.cli import given
+from vilau_jax.cli.loading import Loading
 from vilau_jax.data import media
 
 FLAGS = flags.FlagValues()
@@ -45,11 +47,16 @@ _TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "text: longest", flag_valu
 _BATCH = flags.DEFINE_integer(
   "batch_size", 16, "outputs at once on each device that has the whole model", flag_values=FLAGS
 )
-_TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share the model", flag_values=FLAGS)
-_INDEX = flags.DEFINE_integer("process_index", None, "which process this is", flag_values=FLAGS)
-_PROCESSES = flags.DEFINE_integer(
-  "process_count", None, "processes at work (default: jax's)", flag_values=FLAGS
+_LOADING = Loading(FLAGS)
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  None,
+  "several processes: auto (TPU pods, Slurm, GKE) or HOST:PORT,INDEX,COUNT",
+  flag_values=FLAGS,
 )
+_INDEX = flags.DEFINE_integer("process_index", None, "which process this is", flag_values=FLAGS)
+_PROCESSES = flags.DEFINE_integer("process_count", None, "processes at work", flag_values=FLAGS)
+_PATIENCE = 7 * 24 * 3600  # seconds
 # Flags that are for other kinds.
 _OTHERS = {
   "image": ("num_frames", "fps", "max_new_tokens"),
@@ -64,9 +71,11 @@ def main(argv: list[str]) -> int:
   for flag in (_MODEL, _PROMPTS, _OUTPUT):
     if not flag.value:
       raise ValueError(f"--{flag.name} is missing; see vilau generate batch --help")
-  for flag in (_NUM, _BATCH, _TENSOR, _TOKENS):
+  for flag in (_NUM, _BATCH, _TOKENS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name} must be at least 1, got {flag.value}")
+  if _FRAMES.value is not None and _FRAMES.value < 1:
+    raise ValueError(f"--num_frames must be at least 1, got {_FRAMES.value}")
   media.check_fps(_FPS.value)
   given.none(FLAGS, _OTHERS[_KIND.value], f"--kind={_KIND.value}")
   import jax  # flags first: jax takes seconds
@@ -74,16 +83,24 @@ def main(argv: list[str]) -> int:
   from vilau_jax import sharding
   from vilau_jax.cli.interrupts import Interrupts
   from vilau_jax.cli.progress import Bar, Rate
+  from vilau_jax.cli.train import join
   from vilau_jax.cli.watch import Watch
   from vilau_jax.generate import throughput
   from vilau_jax.generate.gallery import writable
+  from vilau_jax.generate.orders import PromptFile
 
+  if _DISTRIBUTED.value:
+    given.none(FLAGS, ("process_index", "process_count"), "--distributed says them")
+    # The others have their part to finish, which may take long, before anyone leaves.
+    join(_DISTRIBUTED.value, shutdown_timeout_seconds=_PATIENCE)
   process = _process(jax.process_index(), jax.process_count())
   writable(_OUTPUT.value)  # before minutes of loading
+  outputs = PromptFile.open(_PROMPTS.value).count * _NUM.value
+  given.can_be_drawn(_given(), _SEED.value, outputs)
   devices = jax.local_devices()
-  several = len(devices) > 1 or _TENSOR.value > 1  # more than there are is for make_mesh to refuse
-  mesh = sharding.make_mesh(tensor=_TENSOR.value, devices=devices) if several else None
-  model = Watch().load(_MODEL.value, mesh=mesh)
+  several = len(devices) > 1 or _LOADING.tensor > 1  # too many are for make_mesh to refuse
+  mesh = sharding.make_mesh(tensor=_LOADING.tensor, devices=devices) if several else None
+  model = Watch().load(_MODEL.value, mesh=mesh, quantize=_LOADING.quantize)
   ways = mesh.shape["data"] if mesh else 1
   with Interrupts() as interrupts, Bar(f"{_KIND.value}s") as bar:
     rate = Rate("tokens" if _KIND.value == "text" else "positions")
@@ -116,19 +133,21 @@ def _process(index: int, count: int) -> tuple[int, int]:
   return index, count
 
 
+def _given() -> dict[str, float]:
+  flags_ = (_CFG, _TEMPERATURE, _TOP_K, _TOP_P)
+  return {flag.name: flag.value for flag in flags_ if flag.value is not None}
+
+
 def _settings(model):
   from vilau_jax.generate import sampling, throughput
 
-  given = {
-    flag.name: flag.value for flag in (_CFG, _TEMPERATURE, _TOP_K, _TOP_P) if flag.value is not None
-  }
   common = dict(kind=_KIND.value, num=_NUM.value, seed=_SEED.value)
   if _KIND.value == "text":
-    wish = sampling.Sampling(**{"temperature": 0.0, **given})
+    wish = sampling.Sampling(**{"temperature": 0.0, **_given()})
     return throughput.Settings(**common, sampling=wish, max_new_tokens=_TOKENS.value)
   frames = 1
   if _KIND.value == "video":
     frames = model.runtime.check_frames(_FRAMES.value)
   return throughput.Settings(
-    **common, sampling=model.runtime.visual_wish(**given), num_frames=frames, fps=_FPS.value
+    **common, sampling=model.runtime.visual_wish(**_given()), num_frames=frames, fps=_FPS.value
   )

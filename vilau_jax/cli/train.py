@@ -12,6 +12,7 @@ stopped by SIGTERM (--preempted_exit changes that), 1 failed, 2 bad input, 75 a 
 
 import signal
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
   from vilau_jax.cli.compile_cache import use_compile_cache  # flags first: jax takes seconds
 
   if _DISTRIBUTED.value:
-    _join(_DISTRIBUTED.value)
+    join(_DISTRIBUTED.value)
   use_compile_cache(_CACHE.value)
   from vilau_jax.metrics import NonFiniteError
   from vilau_jax.train.checkpoints import CheckpointError
@@ -100,13 +101,22 @@ def _span(text: str | None) -> tuple[int, int] | None:
   return int(parts[0]), int(parts[1])
 
 
-def _join(text: str) -> None:
+def join(text: str, **how: Any) -> None:
+  """Makes this process one of those that --distributed describes.
+
+  Args:
+    text: "auto", or HOST:PORT,INDEX,COUNT.
+    how: of jax.distributed.initialize.
+
+  Raises:
+    ValueError: for another text.
+  """
   import jax
 
   if text == "auto":
-    jax.distributed.initialize()
+    jax.distributed.initialize(**how)
     return
   parts = text.split(",")
   if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
     raise ValueError(f"--distributed must be auto or HOST:PORT,INDEX,COUNT, got {text!r}")
-  jax.distributed.initialize(parts[0], process_id=int(parts[1]), num_processes=int(parts[2]))
+  jax.distributed.initialize(parts[0], process_id=int(parts[1]), num_processes=int(parts[2]), **how)

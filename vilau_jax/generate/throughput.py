@@ -200,6 +200,8 @@ def _keep(runtime: Runtime, folder: "Folder", settings: Settings, identity, summ
     frames = settings.num_frames
     pixels = runtime.pictures(codes, codes.shape[1], frames, settings.kind)
     about = {"settings": dataclasses.asdict(settings.sampling), "model_id": identity}
+    if quantized := runtime.engine.quantized:
+      about["quantize"] = quantized
     with concurrent.futures.ThreadPoolExecutor(WRITERS) as threads:
       rows = list(threads.map(
         lambda pair: _write(folder, settings, about, pair[0][0], pair[1]), zip(chunk, pixels)
@@ -226,7 +228,7 @@ def _write(folder: "Folder", settings: Settings, about, job: Job, pixels: np.nda
 def _row(job: Job, settings: Settings, made: dict[str, Any]) -> dict[str, Any]:
   number, order = job.tag
   prompt = order.prompt if isinstance(order.prompt, str) else [
-    part if isinstance(part, str) else {type(part).__name__.lower(): str(part.source)}
+    part if isinstance(part, str) else {type(part).__name__.lower(): os.path.abspath(part.source)}
     for part in order.prompt
   ]  # fmt: skip
   row = {"output": number, "line": order.line, "prompt": prompt, "seed": job.seed}
