@@ -183,7 +183,7 @@ def output_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     ValueError: for a list of another length, or a seed that is no integer in 0..2**32-1.
   """
   alone = not isinstance(seed, Sequence | np.ndarray)
-  given: list[Any] = [seed] if alone or isinstance(seed, str) else list(seed)
+  given: list[Any] = [seed] if alone else list(seed)  # type: ignore[arg-type]
   for s in given:
     whole("seed", s)
   seeds = [int(given[0]) + i for i in range(count)] if alone else [int(s) for s in given]

@@ -139,8 +139,8 @@ def run(
     chunk: list = []
     behind = background.submit(keep, chunk)  # one is decoded and written while the next is made
     try:
-      for output in made:
-        chunk.append(output)
+      for finished in made:
+        chunk.append(finished)
         if len(chunk) == slots_:
           behind.result()
           behind, chunk = background.submit(keep, chunk), []
