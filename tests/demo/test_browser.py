@@ -217,13 +217,14 @@ def test_what_was_asked_last_is_drawn_after_a_cancelled_wait(visit, tmp_path):
     assert {entry["prompt"] for entry in json.loads(archive.read("metadata.json"))} == {prompt}
 
 
-def test_a_new_conversation_stays_new(visit):
-  """Begun while an answer is under way."""
+@pytest.mark.parametrize("how", ["New conversation", "Clear"])
+def test_a_new_conversation_stays_new(visit, how):
+  """Begun while an answer is under way, by the button or the conversation's trash icon."""
   page = visit("Chat")
   page.locator("#question textarea").fill("Tell me about foxes.")
   page.locator("#question textarea").press("Enter")
   page.get_by_text("Tell me about foxes.", exact=True).wait_for()
-  page.get_by_role("button", name="New conversation").click()
+  page.get_by_role("button", name=how).first.click()
   page.get_by_text("Tell me about foxes.", exact=True).wait_for(state="hidden")
   page.wait_for_timeout(3000)
   assert not page.get_by_text("Tell me about foxes.", exact=True).count()

@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 
+import av
 import golden_model
 import numpy as np
 import pytest
@@ -53,6 +54,23 @@ def test_cancelling_ends_a_drawing_at_its_next_row_and_says_where():
   *_, last = studio().animate("a dog", 1, 0, SETTINGS, lambda: next(asked) == 2)
   assert last.cancelled and last.finished and 0 < last.share < 1
   assert last.words.startswith("cancelled after 12 of 32"), last.words
+
+
+def test_batches_that_are_finished_are_shown_and_kept(monkeypatch):
+  model = studio().model
+  monkeypatch.setattr(
+    model, "generate_images", functools.partial(model.generate_images, batch_size=2)
+  )
+  monkeypatch.setattr("vilau_jax.demo.studio.PREVIEW_SECONDS", -1.0)
+  *under_way, last = studio().draw("a dog", 3, 5, SETTINGS, never)
+  seen = [s.pictures for s in under_way if s.pictures is not None]
+  assert {len(pictures) for pictures in seen} == {2, 3}
+  np.testing.assert_array_equal(seen[-1][:2], last.pictures[:2])
+  rows = model.config.tower.grid
+  asked = itertools.count()
+  *_, last = studio().draw("a dog", 3, 5, SETTINGS, lambda: next(asked) == rows)
+  assert last.cancelled and last.words.endswith("2 were finished"), last.words
+  np.testing.assert_array_equal(last.pictures, seen[-1][:2])
 
 
 def test_a_visitor_who_leaves_ends_the_work():
@@ -143,6 +161,16 @@ def test_what_is_taken_home_can_be_made_again(tmp_path):
   )
   kept = np.asarray(Image.open(tmp_path / "out" / "000001.png"))
   np.testing.assert_array_equal(again[0], kept)
+
+
+def test_a_film_plays_as_fast_in_the_page_as_at_home(tmp_path):
+  videos = np.zeros((1, 4, 32, 32, 3), np.uint8)
+  with zipfile.ZipFile(files.bundle(videos, {"seed": 0}, tmp_path)) as archive:
+    (entry,) = json.loads(archive.read("metadata.json"))
+    archive.extract(entry["file"], tmp_path)
+  for path in (files.film(videos, tmp_path), tmp_path / entry["file"]):
+    with av.open(str(path)) as film:
+      assert film.streams.video[0].average_rate == entry["fps"]
 
 
 def test_old_files_are_swept(tmp_path):

@@ -4,6 +4,7 @@ Needs gradio alone: pip install '.[demo]'.
 """
 
 import functools
+import html
 import http.client
 import json
 
@@ -67,6 +68,27 @@ def test_nonsense_is_refused_and_the_page_goes_on(visitor, changes):
   assert answer.how.startswith(("answered", "cancelled", "refused", "failed")), answer
   assert "drawn in" not in answer.words, answer
   assert draw(visitor).how == "answered"
+
+
+@pytest.mark.parametrize(
+  "error, words",
+  [(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "out of memory"),
+   (KeyError("secret"), "something failed here; the server's log says what")],
+)  # fmt: skip
+def test_a_fault_is_told_in_words_and_logged(visitor, monkeypatch, caplog, error, words):
+  def fails(*args, **kwargs):
+    raise error
+
+  with monkeypatch.context() as broken:
+    broken.setattr(studio().model, "generate_images", fails)
+    broken.setattr(studio().model, "encode_images", fails)
+    answer = draw(visitor)
+    assert answer.how == "answered" and words in html.unescape(answer.words), answer
+    file = visitor.upload("picture.png", png(3))
+    answer = visitor.ask(visitor.layout.pressed("start-tokens"), [file])
+    assert answer.how == "answered" and words in html.unescape(answer.words), answer
+  assert "in fails" in caplog.text and str(error) in caplog.text
+  assert "1 drawn in" in draw(visitor).words
 
 
 def test_paths_of_the_server_are_refused(visitor, port, tmp_path):

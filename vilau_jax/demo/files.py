@@ -12,6 +12,7 @@ import numpy as np
 from vilau_jax.data import media
 from vilau_jax.generate.gallery import Gallery
 
+FPS = 8  # frames a second, of films in the page and taken home
 READABLE = 160  # pixels of width below which small pictures are enlarged, pixels kept sharp
 
 
@@ -21,7 +22,7 @@ def bundle(pixels: np.ndarray, made_by: dict[str, Any], folder: pathlib.Path) ->
   folder = pathlib.Path(tempfile.mkdtemp(dir=folder))
   gallery = Gallery(folder / "drawings")
   for i, output in enumerate(pixels):
-    gallery.add(output, made_by | {"seed": made_by["seed"] + i})
+    gallery.add(output, made_by | {"seed": made_by["seed"] + i}, FPS)
   path = folder / "drawings.zip"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     for file in sorted(gallery.directory.iterdir()):
@@ -50,7 +51,7 @@ def strips(videos: np.ndarray) -> np.ndarray:
   return media.contact_sheet(list(frames), videos.shape[1], scale=scale)
 
 
-def film(videos: np.ndarray, folder: pathlib.Path, fps: float = 4) -> pathlib.Path:
+def film(videos: np.ndarray, folder: pathlib.Path) -> pathlib.Path:
   """One MP4 in which videos [n, F, S, S, 3] play side by side."""
   columns = min(len(videos), 4)
   scale = max(1, READABLE // videos.shape[3])
@@ -58,4 +59,4 @@ def film(videos: np.ndarray, folder: pathlib.Path, fps: float = 4) -> pathlib.Pa
     media.contact_sheet(list(frame), columns, scale=scale) for frame in videos.swapaxes(0, 1)
   ]
   path = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "film.mp4"
-  return media.write_video(np.stack(frames), path, fps)
+  return media.write_video(np.stack(frames), path, FPS)

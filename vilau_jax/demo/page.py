@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from absl import logging
 
 from vilau_jax.demo import card, files
 from vilau_jax.demo.studio import Shown, Studio
@@ -141,6 +142,17 @@ def _status(words: str, share: float | None = None, error: bool = False) -> str:
   return f'<div class="{kind}">{html.escape(words)}</div>{bar}'
 
 
+def _failed(error: Exception) -> str:
+  """Status after an error: a ValueError has words for the visitor; what else went wrong is logged,
+  as the page goes on for the others."""
+  if isinstance(error, ValueError):
+    return _status(f"{error}", error=True)
+  logging.error("a request of the page failed", exc_info=error)
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # Python's, or XLA's
+    return _status("the model's machine is out of memory; ask for fewer or less", error=True)
+  return _status("something failed here; the server's log says what", error=True)
+
+
 def _seeds() -> gr.Number:
   return gr.Number(0, label="Seed", precision=0, minimum=0, info="same seed, same result")
 
@@ -179,8 +191,8 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
       written = ""
       for written in studio.answer(now, temperature, seed or 0, cancel):
         yield turns, shown, [*said, _answered(written)], gr.skip(), _status("writing")
-    except ValueError as error:
-      yield turns, shown, shown, value, _status(f"{error}", error=True)
+    except Exception as error:
+      yield turns, shown, shown, value, _failed(error)
       return
     if not written:  # an empty answer can't stand in the conversation
       yield turns, shown, shown, value, _status("the model had nothing to say; ask otherwise")
@@ -197,7 +209,8 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
     tickets.cancel(request.session_hash)
     return [], [], [], {"text": "", "files": []}, ""
 
-  again.click(fresh, None, outputs, queue=False, cancels=running, **PRIVATE)
+  for forget in (again.click, talk.clear):  # the button, and the conversation's trash icon
+    forget(fresh, None, outputs, queue=False, cancels=running, **PRIVATE)
 
 
 def _answered(words: str) -> dict[str, str]:
@@ -265,8 +278,8 @@ def _drawing(studio: Studio, tickets: Tickets, folder: pathlib.Path, kind: str) 
     try:
       for shown in draw(prompt, count, seed, settings, cancel):
         yield _seen(studio, shown, folder, image, lambda: studio.made_by(prompt, seed, settings))
-    except ValueError as error:
-      yield gr.skip(), gr.skip(), gr.skip(), _status(f"{error}", error=True)
+    except Exception as error:
+      yield gr.skip(), gr.skip(), gr.skip(), _failed(error)
 
   inputs = [prompt, count, cfg, temperature, top_k, top_p, seed]
   _run(
@@ -316,8 +329,8 @@ def _tokenise(studio: Studio) -> None:
       if path is None:
         raise ValueError("choose a picture first")
       tokens = studio.tokenise(path)
-    except ValueError as error:
-      return gr.skip(), gr.skip(), _status(f"{error}", error=True)
+    except Exception as error:
+      return gr.skip(), gr.skip(), _failed(error)
     steps = zip(tokens.reconstructions, tokens.psnrs)
     shown = [(files.enlarged(tokens.square), "picture")] + [
       (files.enlarged(picture), f"{r} code{'s' * (r > 1)}: {near:.1f} dB")
@@ -360,8 +373,8 @@ def _inspect(studio: Studio) -> None:
   def measure():
     try:
       return *card.tower_quality(studio.model), ""
-    except ValueError as error:
-      return gr.skip(), gr.skip(), _status(f"{error}", error=True)
+    except Exception as error:
+      return gr.skip(), gr.skip(), _failed(error)
 
   start.click(
     measure, None, [table, sheet, status], show_progress="minimal", show_progress_on=status,

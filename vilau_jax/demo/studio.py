@@ -34,7 +34,8 @@ class Shown:
     share: 0..1 of the work.
     words: what to tell the visitor.
     finished: nothing follows.
-    cancelled: the visitor ended it; the pictures stay as far as they came.
+    cancelled: the visitor ended it; pictures are those of the batches that were finished, None if
+      none was.
   """
 
   pictures: np.ndarray | None
@@ -203,10 +204,13 @@ class Studio:
     try:
       yield Shown(None, 0.0, "reading the prompt; the first drawing compiles, which takes a while")
       painted = 0.0
+      drawn: list[np.ndarray] = []  # batches that are finished
       while True:
         event = said.get()
         if isinstance(event, Cancelled):
-          yield Shown(None, clock.share, f"cancelled {event}", finished=True, cancelled=True)
+          kept = np.concatenate(drawn) if drawn else None
+          words = f"cancelled {event}" + ("" if kept is None else f"; {len(kept)} were finished")
+          yield Shown(kept, clock.share, words, finished=True, cancelled=True)
           return
         if isinstance(event, BaseException):
           raise event
@@ -214,12 +218,12 @@ class Studio:
           seconds = time.monotonic() - began
           yield Shown(event, 1.0, f"{count} drawn in {seconds:.1f} s", finished=True)
           return
-        words = clock.see(event)
-        whole = len(event.outputs) == count and event.done < event.total
-        paint = whole and said.empty() and time.monotonic() - painted > PREVIEW_SECONDS
-        preview = event.preview() if paint else None
-        if paint:
-          painted = time.monotonic()
+        words, ends, preview = clock.see(event), event.done == event.total, None
+        due = said.empty() and time.monotonic() - painted > PREVIEW_SECONDS
+        if event.outputs.stop < count if ends else due:  # the last end is followed by all pictures
+          parts = [*drawn, event.preview()]
+          preview, painted = np.concatenate(parts), time.monotonic()
+          drawn = parts if ends else drawn
         yield Shown(preview, clock.share, words)
     finally:
       gone.set()
