@@ -197,3 +197,8 @@ def test_tickets_end_with_their_session():
   assert tickets.cancelled("a", second) and not tickets.cancelled("a", first)
   tickets.cancel("a")
   assert tickets.cancelled("a", first) and not tickets.cancelled("b", other)
+  assert not tickets.forgotten(first)
+  tickets.forget("b")
+  assert tickets.cancelled("b", other) and tickets.forgotten(other)
+  tickets.finish("b", other)
+  assert not tickets.forgotten(other)

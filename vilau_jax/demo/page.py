@@ -1,6 +1,7 @@
 """The Gradio page: tabs over a Studio. One request at a time has the model; the others queue."""
 
 import atexit
+import contextlib
 import html
 import pathlib
 import shutil
@@ -107,9 +108,9 @@ def _run(
   inputs: list,
   outputs: list,
   status,
-) -> list:
+) -> None:
   """`work(cancel, *inputs)` behind every event of `starts`, in the queue for the model; `stop`
-  cancels it there too. Returns the events that run it."""
+  cancels it there too."""
   ticket = gr.Number(0, visible="hidden")  # travels into the queue with what it is for
 
   def issue(request: gr.Request) -> int:
@@ -118,22 +119,24 @@ def _run(
   def run(request: gr.Request, number: float | None, *values):
     session, number = request.session_hash, int(number or 0)
     try:
-      yield from work(lambda: tickets.cancelled(session, number), *values)
+      with contextlib.closing(work(lambda: tickets.cancelled(session, number), *values)) as steps:
+        for shown in steps:
+          if tickets.forgotten(number):
+            yield [gr.skip()] * len(outputs)  # or Gradio would show again what was shown last
+            return
+          yield shown
     finally:
       tickets.finish(session, number)
 
   def cancel(request: gr.Request) -> None:
     tickets.cancel(request.session_hash)
 
-  running = []
   for start in starts:
-    event = start(issue, None, ticket, queue=False, show_progress="hidden", **PRIVATE).then(
+    start(issue, None, ticket, queue=False, show_progress="hidden", **PRIVATE).then(
       run, [ticket, *inputs], outputs, show_progress="minimal", show_progress_on=status,
       trigger_mode="multiple", **MODEL, **PRIVATE,
     )  # fmt: skip
-    running.append(event)
   stop.click(cancel, None, None, queue=False, show_progress="hidden", **PRIVATE)
-  return running
 
 
 def _status(words: str, share: float | None = None, error: bool = False) -> str:
@@ -203,14 +206,14 @@ def _chat(studio: Studio, tickets: Tickets) -> None:
     yield now, said, said, gr.skip(), _status(note)
 
   inputs, outputs = [turns, shown, box, temperature, seed], [turns, shown, talk, box, status]
-  running = _run([box.submit], stop, tickets, ask, inputs, outputs, status)
+  _run([box.submit], stop, tickets, ask, inputs, outputs, status)
 
   def fresh(request: gr.Request):
-    tickets.cancel(request.session_hash)
+    tickets.forget(request.session_hash)
     return [], [], [], {"text": "", "files": []}, ""
 
   for forget in (again.click, talk.clear):  # the button, and the conversation's trash icon
-    forget(fresh, None, outputs, queue=False, cancels=running, **PRIVATE)
+    forget(fresh, None, outputs, queue=False, **PRIVATE)
 
 
 def _answered(words: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ class Tickets:
   def __init__(self):
     self._numbers = itertools.count(1)
     self._open: dict[str, set[int]] = {}
+    self._forgotten: set[int] = set()
     self._lock = threading.Lock()
 
   def issue(self, session: str) -> int:
@@ -25,6 +26,16 @@ class Tickets:
     with self._lock:
       self._open.pop(session, None)
 
+  def forget(self, session: str) -> None:
+    """Cancels all tickets of a session whose work is not to be shown any more."""
+    with self._lock:
+      self._forgotten |= self._open.pop(session, set())
+
+  def forgotten(self, number: int) -> bool:
+    """Whether the work of a ticket is not to be shown any more."""
+    with self._lock:
+      return number in self._forgotten
+
   def cancelled(self, session: str, number: int) -> bool:
     """Whether a ticket is no longer valid."""
     with self._lock:
@@ -33,6 +44,7 @@ class Tickets:
   def finish(self, session: str, number: int) -> None:
     """Gives a ticket back."""
     with self._lock:
+      self._forgotten.discard(number)
       held = self._open.get(session, set())
       held.discard(number)
       if not held:
