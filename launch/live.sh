@@ -12,7 +12,8 @@ python=$venv/bin/python
 stamp=$venv/installed
 if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
   echo "== installing what is compared with into $venv (several minutes the first time)"
-  [ -x "$python" ] || "$(find_python)" -m venv "$venv"
+  base=$(find_python)
+  make_venv "$venv" "$base"
   # torchvision loads only beside the torch it was built for.
   "$python" -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
   "$python" -m pip install --quiet --disable-pip-version-check -e ".[test,eval,lmms,parity-fid]"
@@ -24,8 +25,8 @@ if [ ! -f "$stamp" ] || [ setup.py -nt "$stamp" ]; then
 fi
 
 log=$(mktemp)
-"$python" -m pytest -rs -m "not nightly" tests/evaluate/test_{fid,lmms_eval,lmms_live,every_vector,judge}.py \
-  tests/evaluate/test_vqascore_live.py | tee "$log"
+"$python" -m pytest -rs -m "not nightly" \
+  tests/evaluate/test_{fid,generation_rules,lmms_eval,lmms_live,every_vector,judge,vqascore_live}.py | tee "$log"
 if grep -q SKIPPED "$log"; then
   echo "something was skipped; remove $stamp to install again" >&2
   exit 1

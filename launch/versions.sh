@@ -5,6 +5,7 @@
 # PYTHON=/path/to/python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
 
 newest=(jax==0.12.0.1 flax==0.12.12)
 for python in "${PYTHON:-}" python3.13 "$HOME"/.pyenv/versions/3.13*/bin/python python3; do
@@ -14,7 +15,7 @@ for python in "${PYTHON:-}" python3.13 "$HOME"/.pyenv/versions/3.13*/bin/python 
 done
 [ -n "$python" ] || { echo "needs Python 3.13; set PYTHON=/path/to/python3.13" >&2; exit 2; }
 venv=.venv-newest
-[ -x $venv/bin/python ] || "$python" -m venv $venv
+make_venv $venv "$python"
 if [ ! -f $venv/installed ] || [ setup.py -nt $venv/installed ]; then
   echo "== installing vilau_jax[test] with ${newest[*]} into $venv"
   $venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" "${newest[@]}"

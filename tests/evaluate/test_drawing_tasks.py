@@ -152,6 +152,7 @@ class VQAScore:
 """
 
 
+@pytest.mark.parity
 def test_genai_bench_asks_the_official_package(tmp_path, monkeypatch):
   torch = pytest.importorskip("torch")
   package = tmp_path / "site" / "t2v_metrics"
