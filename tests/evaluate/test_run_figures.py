@@ -8,6 +8,7 @@ import PIL.Image
 
 from vilau_jax.cli import main as cli
 from vilau_jax.data import media
+from vilau_jax.evaluate import report_charts
 from vilau_jax.evaluate.charts import COLOURS
 from vilau_jax.evaluate.parts import Parts
 
@@ -43,8 +44,8 @@ def evaluate(run) -> None:
     f"{n}_by_depth": np.stack([images[f"{n}_one"], images[n]], 1) for n in ("scenes", "easy_vqa")
   }
   parts.get("pictures", lambda: ({"psnr_by_depth": {"scenes": [9.0, 60.0]}}, arrays))
-  table = dict(table=[[3, 1], [0, 4]], rows=["fox", "owl"], columns=["fox", "owl"])
-  confusion = {"objects": table, "counts": table | dict(table=[[1, 1], [1, 1]])}
+  table = dict(table=[[3, 1, 0], [0, 4, 0]], rows=["fox", "owl"], columns=["fox", "owl", "nothing"])
+  confusion = {"objects": table, "counts": table | dict(table=[[1, 1, 0], [1, 1, 0]])}
   parts.get("drawings", lambda: ({"confusion": confusion}, {}))
 
 
@@ -99,3 +100,39 @@ def test_losses_without_a_logarithm_are_drawn_too(tmp_path, capsys):
   train(tmp_path / "own", loss_generator=-1.0, loss_pixel=1.0)
   assert figures(capsys, tmp_path / "own", tmp_path / "out")[0] == 0
   assert all(amount(tmp_path / "out" / "losses_own.png", rgb(c)) > 200 for c in COLOURS[:2])
+
+
+def test_bad_files_leave_the_others(tmp_path, capsys, caplog):
+  run, out = tmp_path / "run", tmp_path / "out"
+  train(run / "tower", loss_pixel=1.0)
+  with (run / "tower" / "metrics.jsonl").open("a") as f:
+    f.write('\n[1, 2]\n{"step": 50, "loss_pixel": null}\n{"loss_pixel": 1.0}\n')
+  samples = run / "tower" / "samples"
+  media.write_image(plain(GREEN), samples / "000100.png")
+  media.write_image(plain(RED), samples / "best.png")
+  (samples / "000200.png").write_bytes((samples / "000100.png").read_bytes()[:40])
+  evaluate(run)
+  (run / "parts" / "pictures.npz").write_bytes(b"junk")
+  code, said = figures(capsys, run, out)
+  assert code == 0 and "no reconstructions" in said
+  assert "pictures.npz" in caplog.text and "000200.png" in caplog.text
+  assert amount(out / "losses_tower.png", rgb(COLOURS[0])) > 200
+  assert amount(out / "samples_tower.png", GREEN) > 10_000
+  assert amount(out / "samples_tower.png", RED) == 0
+  assert (out / "confusion_counts.png").exists()
+
+
+def test_names_of_rows_are_not_cut(tmp_path):
+  report_charts.pictures(tmp_path / "a.png", "Samples", {"step 1234567": [plain(RED)]}, cell=3.0)
+  with PIL.Image.open(tmp_path / "a.png") as image:
+    assert (np.asarray(image.convert("RGB"))[:, :4] == 255).all()
+
+
+def test_titles_say_what_is_counted(tmp_path, capsys, monkeypatch):
+  titles = {}
+  monkeypatch.setattr(report_charts, "table", lambda path, title, *_, **__: titles.update(
+    {path.stem: title}))  # fmt: skip
+  evaluate(tmp_path / "run")
+  assert figures(capsys, tmp_path / "run", tmp_path / "out")[0] == 0
+  assert titles["confusion_objects"].endswith("prompts of one kind: 8 objects in them")
+  assert titles["confusion_counts"].endswith("prompts of one kind: 4 drawings")

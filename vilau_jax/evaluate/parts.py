@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ def read(
       return None
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
       return Part(stored["values"], dict(arrays), stored["seconds"])
-  except (json.JSONDecodeError, KeyError, FileNotFoundError, zipfile.BadZipFile):
+  except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError, zipfile.BadZipFile):
+    logging.warning("%s or %s is damaged, and left out", path, path.with_suffix(".npz").name)
     return None  # half-written by something else than us: compute it again
 
 

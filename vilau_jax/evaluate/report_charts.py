@@ -188,7 +188,7 @@ def pictures(
       axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for axes, name in zip(grid[0], columns):
       axes.set_title(name, fontsize=10, fontweight="normal")
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")  # the layout leaves lying names too little room
 
 
 def _short(value: float) -> str:
@@ -209,5 +209,5 @@ def _figure(size: tuple[float, float], title: str) -> Figure:
   return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-  figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+def _save(figure: Figure, path: str | os.PathLike, **kwargs) -> None:
+  figure.savefig(path, dpi=_DPI, metadata={"Software": None}, **kwargs)

@@ -49,7 +49,9 @@ def write(
     report_charts.losses(path(f"losses {stage}"), f"Losses, {stage}", series)
   for stage in curves:
     if stage not in samples:
-      missing.append(f"no samples of {stage}: it was trained with log.samples_every=0")
+      missing.append(
+        f"no samples of {stage}: none that can be read; log.samples_every=0 draws none"
+      )
   for stage, sheets in samples.items():
     rows = {f"step {step}": [sheet] for step, sheet in sheets.items()}
     title = f"Samples while training, {stage}"
@@ -64,9 +66,13 @@ def write(
     missing.append(f"no confusion tables: {_ASK.format(run=run, what='parts/drawings')}")
   else:
     for name, table in found[1].values["confusion"].items():
-      title = f"{name.capitalize()} asked and drawn, {int(np.sum(table['table']))} prompts"
+      counts = np.array(table["table"])
+      # A drawing counts once by its number; every object in it counts by its kind.
+      found_ones = f"{counts[:, :-1].sum()} objects in them"
+      what = found_ones if name == "objects" else f"{counts.sum()} drawings"
+      title = f"{name.capitalize()} asked and drawn, prompts of one kind: {what}"
       report_charts.table(
-        path(f"confusion {name}"), title, np.array(table["table"]), table["rows"],
+        path(f"confusion {name}"), title, counts, table["rows"],
         table["columns"], x="drawn", y="asked",
       )  # fmt: skip
   return written, missing

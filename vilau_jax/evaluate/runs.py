@@ -1,12 +1,14 @@
 """What the training stages left behind: loss curves, sample pictures, times."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from vilau_jax.data import media
 
@@ -32,15 +34,25 @@ def curves(runs: str | os.PathLike) -> dict[str, Curves]:
 
 
 def samples(runs: str | os.PathLike, *, most: int = 4) -> dict[str, dict[int, np.ndarray]]:
-  """stage -> step -> sheet uint8 [H,W,3] that training drew: the first, the last, some between."""
+  """stage -> step -> sheet uint8 [H,W,3] that training drew: the first, the last, some between.
+  Pictures that are no step's are left out, as are those that cannot be read, with a warning."""
   found = {}
   for words, path in stages(runs).items():
-    sheets = sorted((path / "samples").glob("*.png"))
+    sheets = sorted(p for p in (path / "samples").glob("*.png") if p.stem.isdecimal())
     if sheets:
       places = np.unique(np.linspace(0, len(sheets) - 1, most).round().astype(int))
       chosen = [sheets[i] for i in places]
-      found[words] = {int(p.stem): np.asarray(media.open_image(p)) for p in chosen}
+      drawn = {int(p.stem): picture for p in chosen if (picture := _sheet(p)) is not None}
+      found |= {words: drawn} if drawn else {}
   return found
+
+
+def _sheet(path: pathlib.Path) -> np.ndarray | None:
+  try:
+    return np.asarray(media.open_image(path))
+  except ValueError as error:
+    logging.warning("a sample is left out: %s", error)
+    return None
 
 
 def seconds(runs: str | os.PathLike) -> dict[str, float]:
@@ -66,9 +78,13 @@ def _curves(path: pathlib.Path, points: int = 160) -> Curves:
   series: dict[str, list[tuple[float, float]]] = {}
   for line in _json_lines(path):
     for key, value in line.items():
-      if key.startswith("loss_"):
+      if key.startswith("loss_") and _number(value) and _number(line.get("step")):
         series.setdefault(key.removeprefix("loss_"), []).append((line["step"], value))
   return {key: _thinned(np.array(sorted(rows)), points) for key, rows in series.items()}
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _thinned(rows: np.ndarray, points: int) -> tuple[list[float], list[float]]:
@@ -79,6 +95,8 @@ def _thinned(rows: np.ndarray, points: int) -> tuple[list[float], list[float]]:
 def _json_lines(path: pathlib.Path) -> Iterable[dict[str, Any]]:
   for line in path.read_text(encoding="utf-8").splitlines():
     try:
-      yield json.loads(line)
+      value = json.loads(line)
     except json.JSONDecodeError:
       continue  # cut off by an interruption
+    if isinstance(value, dict):
+      yield value
