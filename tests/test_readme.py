@@ -148,6 +148,9 @@ def test_help_names_every_command_of_the_readme():
   usage = main.usage()
   for name in main.COMMANDS:
     assert f"  {name} " in usage
+    example = f"vilau {name} {main.EXAMPLES[name]}"
+    assert example in usage
+    vilau(shlex.split(example)[1:])
     assert any(f"`vilau {name}" in line for line in (ROOT / "README.md").read_text().split("\n")), (
       name
     )

@@ -45,6 +45,25 @@ COMMANDS = {
   "describe": ("vilau_jax.cli.describe", "components, parameters, geometry of a model or preset"),
 }
 
+# What follows the name in an example, for `vilau --help`.
+EXAMPLES = {
+  "train": "--config=configs/quickstart_tower.py --workdir=runs/tower",
+  "data import": "folder --source=pictures --output=records",
+  "data inspect": "records",
+  "tokenize": "--model=runs/tower --records=records --output=codes",
+  "convert": "import llama --source=FOLDER --output=DIR",
+  "generate batch": "--model=DIR --prompts=FILE --output=out",
+  "generate": 'image --model=DIR --prompt="two foxes" --output=out',
+  "chat": '--model=DIR --image=fox.png "What is it?"',
+  "reconstruct": "--model=DIR --image=fox.png --output=out",
+  "demo": "--model=DIR",
+  "evaluate": "pope --model=DIR --data=POPE --output=out",
+  "figures": "--run=runs/quickstart --output=figures",
+  "bench": "--preset=quickstart",
+  "plan": "--config=configs/pretrain_7b_256.py --topology=v5e:16x16",
+  "describe": "--preset=vilau_7b_256",
+}
+
 USAGE = """vilau: one model that reads, writes, draws and animates.
 
   vilau COMMAND [--flags]      vilau COMMAND --help explains each command
@@ -56,9 +75,11 @@ Start here: bash launch/quickstart.sh trains a small model on this machine."""
 
 def usage() -> str:
   width = max(map(len, COMMANDS))
-  return USAGE.format(
-    commands="\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+  lines = (
+    f"  {name:<{width}}  {line}\n{'':<{width}}    vilau {name} {EXAMPLES[name]}"
+    for name, (_, line) in COMMANDS.items()
   )
+  return USAGE.format(commands="\n".join(lines))
 
 
 def find(argv: list[str]) -> tuple[str, list[str]]:
