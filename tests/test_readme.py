@@ -12,7 +12,9 @@ import subprocess
 import pytest
 
 import vilau_jax
-from vilau_jax.cli import main
+from vilau_jax import convert, presets
+from vilau_jax.cli import data_import, evaluate, main
+from vilau_jax.plan import topology
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ("README.md", "launch/README.md", "CONTRIBUTING.md")
@@ -28,6 +30,15 @@ PROGRAMS = (
   "kubectl",
   "gcloud",
 )
+# What the first words behind a command are of.
+TABLES = {
+  "evaluate": (evaluate.NAMES,),
+  "data import": (data_import.PLANS,),
+  "convert import": (convert.FORMATS,),
+  "convert export": (convert.FORMATS,),
+  "generate": (("image", "video"),),
+}
+FOLDERS = re.compile(r"(?:configs|launch|notebooks|tests|vilau_jax)/")
 WORDS = re.compile(r"^[A-Z]+$")  # COMMAND, FORMAT, TASK: for the reader to fill in
 
 
@@ -61,13 +72,35 @@ def test_the_pages_have_commands():
 
 @pytest.mark.parametrize("page, line", ALL, ids=[f"{p}: {x[:50]}" for p, x in ALL])
 def test_a_command_exists(page, line):
+  check(line)
+
+
+@pytest.mark.parametrize(
+  "line",
+  ["vilau evaluate popes", "vilau data import lava", "vilau convert import lama",
+   "vilau convert eat", "vilau generate sound", "vilau describe --preset=vilau_9b",
+   "vilau plan --topology=v5e:16x17x3", "vilau generate image --prompts_file=launch/none.txt",
+   "python -m tests.full_size_plants", "python vilau_jax/evaluate/none.py",
+   "bash launch/test.sh tests/model", "pip install -e '.[demos]'"],
+)  # fmt: skip
+def test_a_wrong_command_is_found(line):
+  with pytest.raises((AssertionError, ValueError)):
+    check(line)
+
+
+def check(line: str) -> None:
   line = (
-    line.replace("..", "x").replace("[", "").replace("]", "") if "vilau_jax[" not in line else line
+    line.replace("..", "x").replace("[", "").replace("]", "")
+    if not line.startswith("pip")
+    else line
   )
   words = shlex.split(line)
-  check = {"vilau": vilau, "bash": script, "pip": install, "python": module}.get(words[0])
-  if check is not None:
-    check(words[1:])
+  for value in (word.split("=")[-1].partition(":")[0] for word in words):
+    if FOLDERS.match(value) and not WORDS.match(pathlib.Path(value).stem):
+      assert (ROOT / value).exists(), value
+  program = {"vilau": vilau, "bash": script, "pip": install, "python": module}.get(words[0])
+  if program is not None:
+    program(words[1:])
   elif words[0].startswith("."):
     assert (ROOT / words[0]).is_file()
 
@@ -81,6 +114,17 @@ def vilau(words: list[str]) -> None:
   source = pathlib.Path(importlib.util.find_spec(main.COMMANDS[name][0]).origin).read_text()
   own = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
   given = [w for w in rest if w.startswith("--")]
+  typed = [w for w in rest if not w.startswith("--")]
+  if name == "convert" and typed:
+    assert typed[0] in ("import", "export", "verify", "merge"), typed[0]
+    name, typed = f"convert {typed[0]}", typed[1:]
+  for word, table in zip(typed, TABLES.get(name, ())):
+    assert word in table or WORDS.match(word), f"vilau {name} has no {word}"
+  for word in given:
+    key, _, value = word.partition("=")
+    if not WORDS.match(value):
+      assert key != "--preset" or value in presets.PRESETS, word
+      assert key != "--topology" or topology.parse(value), word
   for word in given:
     key = word[2:].split("=")[0].split(".")[0]
     known = key in own or key.removeprefix("no") in own
