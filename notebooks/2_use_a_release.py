@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Using a VILA-U release
 # Imports PyTorch weights, talks about pictures, draws and animates. A 7B release in bfloat16 needs 16 GB for its
-# weights.
+# weights; in int8, which a device with less than 24 GB gets (or `VILAU_QUANTIZE=int8`), about half of that.
 
 # %%
 # In Colab: clones and installs. Elsewhere: the checkout, or what is installed.
@@ -38,7 +38,7 @@ elif "google.colab" in sys.modules and not pathlib.Path("setup.py").exists():
     accelerator = ["jax[tpu]"]
   else:
     accelerator = []
-  install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart]", *accelerator]
+  install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart,hub]", *accelerator]
   subprocess.run(install, check=True)
 sys.path.insert(0, os.getcwd())
 
@@ -74,7 +74,9 @@ if not MODEL.exists():
   report = convert.import_checkpoint("vila-u", RELEASE, MODEL)
   print(report.table())
 print(convert.verify(MODEL, RELEASE).table())  # raises if a bit differs
-model = vilau_jax.load(MODEL)
+memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", float("inf"))  # CPUs do not say
+quantize = os.environ.get("VILAU_QUANTIZE") or ("int8" if memory < 24e9 else None)
+model = vilau_jax.load(MODEL, quantize=quantize)
 
 # %% [markdown]
 # ## Chat
@@ -124,3 +126,14 @@ from vilau_jax.data import media
 media.write_gif(video, file)
 IPython.display.display(IPython.display.Image(data=file.read_bytes(), width=256))
 assert video.shape[0] == model.config.video_frames and video.dtype == np.uint8
+
+# %% [markdown]
+# ## Draw in half the memory
+
+# %%
+if quantize != "int8":
+  del model  # room for the other
+  model = vilau_jax.load(MODEL, quantize="int8")
+light = model.generate_images("a fox in the snow", seed=3)
+show([pictures[0], light[0]], [quantize or "as it is", "int8"], width=5)
+assert light.shape == pictures[:1].shape and light.dtype == np.uint8 and np.ptp(light) > 0

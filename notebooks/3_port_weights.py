@@ -38,7 +38,7 @@ elif "google.colab" in sys.modules and not pathlib.Path("setup.py").exists():
     accelerator = ["jax[tpu]"]
   else:
     accelerator = []
-  install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart]", *accelerator]
+  install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[quickstart,hub]", *accelerator]
   subprocess.run(install, check=True)
 sys.path.insert(0, os.getcwd())
 
