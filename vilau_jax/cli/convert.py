@@ -6,7 +6,7 @@ vilau convert import FORMAT --source=PATH --output=DIR [--tower_tokenizer=FILE]
       siglip  a Hugging Face folder, or big_vision's .npz
       llama   a Hugging Face folder (safetensors or .bin, one file or shards with their index)
       rqvae   a folder with config.yaml and model.pt
-    PATH may be hf://owner/name (pip install 'vilau_jax[hub]'). Every tensor of the source is used
+    PATH may be hf://owner/name (pip install -e '.[hub]'). Every tensor of the source is used
     or listed as not used with the reason; anything else is an error that lists all that is wrong.
     Tensors keep their dtype. manifest.json in DIR names each with its shape, dtype and SHA-256.
 vilau convert export FORMAT --model=DIR --output=PATH [--dtype=bfloat16] [--shard_gb=5]

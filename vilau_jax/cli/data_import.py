@@ -16,7 +16,7 @@ vilau data import FORMAT --source=.. --output=DIR
 Same arguments, same bytes, with any number of workers. What is finished is kept: run it again after
 an interruption. What could not be taken stands with its reason in DIR/rejects.jsonl; the exit code
 is 1 if a file was damaged, so that what followed in it is lost. Beyond one machine: --runner names
-a runner of Apache Beam (pip install 'vilau_jax[beam]'), what follows -- are its options:
+a runner of Apache Beam (pip install -e '.[beam]'), what follows -- are its options:
     vilau data import coyo --source=gs://.. --output=gs://.. --runner=DataflowRunner -- --project=..
 """
 

@@ -3,7 +3,7 @@
 vilau demo --model=DIR [--port=7860]
     chat about pictures and videos, draw, animate, look into the codes and the model. The page is
     for this machine only; --host=0.0.0.0 opens it to the network, to anyone and without a password.
-    Needs the extra: pip install 'vilau_jax[demo]'.
+    Needs the extra: pip install -e '.[demo]'.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
   if not _MODEL.value:
     raise ValueError("--model=DIR is missing; see vilau demo --help")
   if importlib.util.find_spec("gradio") is None:
-    raise ValueError("the page needs gradio: pip install 'vilau_jax[demo]'")
+    raise ValueError("the page needs gradio: pip install -e '.[demo]'")
   from vilau_jax import api  # flags first: jax takes seconds
   from vilau_jax.cli.compile_cache import use_compile_cache
   from vilau_jax.demo import page

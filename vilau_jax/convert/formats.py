@@ -64,7 +64,7 @@ def locate(source: str | os.PathLike) -> pathlib.Path:
     import huggingface_hub
   except ModuleNotFoundError as error:
     raise ValueError(
-      f"{source}: this needs huggingface_hub; pip install 'vilau_jax[hub]', or give a folder"
+      f"{source}: this needs huggingface_hub; pip install -e '.[hub]', or give a folder"
     ) from error
   try:
     patterns = [*_CONFIGS, "*.safetensors"]

@@ -258,7 +258,7 @@ def _torch(path: pathlib.Path) -> Any:
   try:
     import torch
   except ModuleNotFoundError as error:
-    raise ValueError(f"{path} is a torch file: pip install 'vilau_jax[torch]'") from error
+    raise ValueError(f"{path} is a torch file: pip install -e '.[torch]'") from error
   return torch
 
 

@@ -24,7 +24,7 @@ def on_beam(options: Sequence[str]) -> imports.Executor:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise ValueError("Apache Beam is missing: pip install 'vilau_jax[beam]'") from error
+    raise ValueError("Apache Beam is missing: pip install -e '.[beam]'") from error
 
   def executor(task: Task, todo: Iterator[tuple[int, Piece]]) -> Iterator[Done]:
     waiting = list(todo)

@@ -95,7 +95,7 @@ def _checksum(data: bytes) -> int:
     import google_crc32c
   except ImportError as error:
     raise ValueError(
-      "TFRecord files need a checksum: pip install 'vilau_jax[tfrecord]' (google-crc32c)"
+      "TFRecord files need a checksum: pip install -e '.[tfrecord]' (google-crc32c)"
     ) from error
   crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -85,7 +85,7 @@ def _module(task: str) -> ast.Module:
   if package is None:
     raise ValueError(
       "the judge's official prompt comes with lmms-eval, which is not installed: "
-      "pip install 'vilau_jax[lmms]', or give --judge_prompt=FILE"
+      "pip install -e '.[lmms]', or give --judge_prompt=FILE"
     )
   path = pathlib.Path(package.origin).parent / "tasks" / task / "utils.py"
   return ast.parse(path.read_text(encoding="utf-8"))

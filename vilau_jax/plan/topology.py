@@ -47,7 +47,7 @@ class Topology:
     """
     need = "jax_cuda13_plugin" if self.chip.is_gpu else "libtpu"
     if importlib.util.find_spec(need) is None:
-      raise ValueError(f"compiling for {self.chip.name} needs {need}; pip install vilau_jax[plan]")
+      raise ValueError(f"compiling for {self.chip.name} needs {need}; pip install -e '.[plan]'")
     try:
       return list((self._gpu if self.chip.is_gpu else self._tpu)().devices)
     except jax.errors.JaxRuntimeError as error:
@@ -122,4 +122,4 @@ def _cuda_folder() -> pathlib.Path:
   for root in roots:
     if root and (pathlib.Path(root) / "bin" / "ptxas").exists():
       return pathlib.Path(root)
-  raise ValueError("compiling for GPUs needs ptxas; pip install vilau_jax[plan], or set CUDA_HOME")
+  raise ValueError("compiling for GPUs needs ptxas; pip install -e '.[plan]', or set CUDA_HOME")

@@ -97,7 +97,7 @@ def find(source: str | os.PathLike | None) -> pathlib.Path:
     package = importlib.util.find_spec("easy_vqa")
     if package is None:
       raise ValueError(
-        "the easy-vqa package is not installed: pip install 'vilau_jax[quickstart]' (or pip "
+        "the easy-vqa package is not installed: pip install -e '.[quickstart]' (or pip "
         "install easy-vqa), or give its data folder with --source"
       )
     source = pathlib.Path(package.origin).parent / "data"
