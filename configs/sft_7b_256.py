@@ -5,6 +5,10 @@ vilau train --config=configs/sft_7b_256.py --workdir=gs://BUCKET/sft_7b \
 
 64 TPU v6e chips (v6e:8x8). One epoch of instruction data, with drawings and videos kept in.
 
+Planned by `vilau plan`:
+  v6e:8x8: 22.34 of 32.00 GiB a device, FLOPs 1.30 x the model's, a step takes at least 2.42 s
+    (compute), MFU at most 77 %
+
 Where the numbers come from: the released scripts: as in pretrain_7b_256.py with peak 1e-4; mixture
 weights are the sizes of the data sets in millions. Rows are those of pre-training, of which this
 mixture fills 97.6 % (`python -m vilau_jax.bench.data --only=rows`); most of its samples are

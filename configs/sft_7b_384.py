@@ -6,6 +6,10 @@ vilau train --config=configs/sft_7b_384.py --workdir=gs://BUCKET/sft_7b_384 \
 128 TPU v5p chips (v5p:4x4x8) or 64 H100 (h100:8x8). One epoch of instruction data, with drawings
 and videos kept in.
 
+Planned by `vilau plan`:
+  v5p:4x4x8: 26.56 of 95.00 GiB a device, FLOPs 1.33 x the model's, a step takes at least 3.86 s
+    (compute), MFU at most 75 %
+
 Where the numbers come from: the released scripts: as in pretrain_7b_384.py with peak 1e-4; mixture
 weights are the sizes of the data sets in millions. A row holds about 6.4 samples.
 """
