@@ -126,3 +126,14 @@ from vilau_jax.data import media
 media.write_gif(video, file)
 IPython.display.display(IPython.display.Image(data=file.read_bytes(), width=256))
 assert video.shape[0] == model.config.video_frames and video.dtype == np.uint8
+
+# %% [markdown]
+# ## Draw in half the memory
+
+# %%
+if quantize != "int8":
+  del model  # room for the other
+  model = vilau_jax.load(MODEL, quantize="int8")
+light = model.generate_images("a fox in the snow", seed=3)
+show([pictures[0], light[0]], [quantize or "as it is", "int8"], width=5)
+assert light.shape == pictures[:1].shape and light.dtype == np.uint8 and np.ptp(light) > 0
