@@ -22,7 +22,7 @@ from vilau_jax.train import defaults
 from vilau_jax.train.step import make_stage, planned_model
 
 STORED = pathlib.Path(__file__).parent / "golden" / "partition_specs_7b_256.txt"
-PRESETS = ("vilau_7b_256", "vilau_7b_384", "vilau_1b3_256", "rqvae_256")
+PRESETS = ("vilau_7b_256", "vilau_7b_384", "vilau_1b3_256", "rqvae_256", "recipe_c2_256")
 
 
 def boxed_leaves(tree):
