@@ -6,6 +6,10 @@ vilau train --config=configs/rqvae_256.py --workdir=gs://BUCKET/rqvae_256 \
 8 TPU v5e chips (v5e:2x4); ten passes over ImageNet (1.28 M pictures) are 100,000 steps of 128. The
 paper quotes rFID 1.30 for this geometry, which was never released.
 
+Planned by `vilau plan`:
+  v5e:2x4: 9.94 of 16.00 GiB a device, FLOPs 1.05 x the model's, a step takes at least 0.186 s
+    (memory), MFU at most 59 %
+
 Where the numbers come from: RQ-VAE's released ImageNet configs: Adam (0.5, 0.9), a constant 4e-5
 after half an epoch of warm-up, batch 128, float32, no clipping, adversarial weight 0.75 from the
 start, random squares half of which are mirrored. The 16x16 geometry (channel multipliers
