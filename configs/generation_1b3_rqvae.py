@@ -7,6 +7,10 @@ vilau train --config=configs/generation_1b3_rqvae.py --workdir=gs://BUCKET/table
 64 TPU v5e chips (v5e:8x8). Text to image only; the other row is generation_1b3_unified.py. The
 paper reports MJHQ-30K FID 12.0 with the RQ-VAE and 13.2 with the unified tower.
 
+Planned by `vilau plan`:
+  v5e:8x8: 14.81 of 16.00 GiB a device, FLOPs 1.34 x the model's, a step takes at least 4.39 s
+    (compute), MFU at most 75 %
+
 Where the numbers come from: the released pre-training script (see pretrain_7b_256.py), one epoch of
 15 M drawings of some 317 positions each, 13 to a row; the paper says nothing about the ablation's
 schedule.

@@ -7,6 +7,8 @@ vilau train --config=configs/tower_256.py --workdir=gs://BUCKET/tower_256 \
 and 73.3 % ImageNet zero-shot top-1 (Table 1).
 
 Planned by `vilau plan`:
+  v5e:8x8: 4.06 of 16.00 GiB a device, FLOPs 1.07 x the model's, a step takes at least 0.0646 s
+    (compute), MFU at most 93 %
 Tokenizing (--workload=tokenize):
   v5e:8x8: 3.39 of 16.00 GiB a device, at most 66,700 images/s
 
