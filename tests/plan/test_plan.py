@@ -124,7 +124,7 @@ def test_the_other_programs_compile(name, workload):
 @pytest.mark.nightly
 @needs["h100:1x4"]
 def test_drawing_on_a_gpu_copies_no_weights():
-  """What sampling reads, 16384 entries some dozens of times a code, counts little beside 6 layers."""
+  """What sampling reads, 16384 entries dozens of times a code, counts little beside 6 layers."""
   c = lm_config()
   shapes = dict(llm=dict(depth=6, vocab_size=512), depth=dict(depth=1))
   c.model = dict(preset="vilau_1b3_256", dtype="bfloat16", remat="none", **shapes)
