@@ -7,6 +7,10 @@ vilau train --config=configs/ablation_tower_recon_only.py --workdir=gs://BUCKET/
 trained on its codes with ShareGPT4V and MMC4 only, to compare understanding
 (pretrain_7b_256.py with those two entries of data.mixture).
 
+Planned by `vilau plan`:
+  v5e:8x8: 3.94 of 16.00 GiB a device, FLOPs 1.08 x the model's, a step takes at least 0.0621 s
+    (compute), MFU at most 93 %
+
 Where the numbers come from: tower_256.py without the contrastive loss; the paper says no more.
 """
 
